@@ -1,0 +1,133 @@
+"""The cast: the characters that one model plays.
+
+cast = load_cast(Path("cast.yaml"))
+cast["wukong"].persona            # by id
+cast.find("Monkey King").id       # by id, name or alias
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+
+from mrp.errors import InputError, MrpError, nearest, raise_all
+from mrp.files import is_safe_id
+from mrp.yamlfile import StrictModel, check_value, key_lines, place_of, read_yaml
+
+OTHER = "other"  # the speaker of a line when nobody knows who said it
+NEUTRAL_NAME = {"en": "Someone", "zh": "旁人"}  # what such a speaker is called where names are shown
+DEFAULT_PERSONA = {"en": "You are {name}.", "zh": "你是{name}。"}
+OPENING = {"en": "(The scene begins.)", "zh": "（开场）"}  # stands for a scenario where there is none
+
+
+class LoreEntry(StrictModel):
+    """A fact that a character knows, and the words that bring it up."""
+
+    keys: list[str] = Field(min_length=1)
+    text: str = Field(min_length=1)
+
+
+class Character(StrictModel):
+    """Somebody the model plays."""
+
+    id: str
+    """Short ASCII name for files and commands: letters, digits, "_", "-"."""
+    name: str = Field(min_length=1)
+    """The name as people write it."""
+    aliases: list[str] = []
+    persona: str = ""
+    """The system prompt: who the character is, in two or three sentences."""
+    greeting: str = ""
+    """What the character says first in a chat."""
+    avatar: str | None = None
+    """A picture file."""
+    dialogues: list[str] = []
+    """Files with this character's dialogues."""
+    lore: list[LoreEntry] = []
+
+    @pydantic.field_validator("id")
+    @classmethod
+    def _id_is_safe(cls, value: str) -> str:
+        if not is_safe_id(value):
+            raise ValueError(f"the id {value!r} cannot be a file name|use ASCII letters, digits, '_' and '-'")
+        if value == OTHER:
+            raise ValueError(f"the id {OTHER!r} is kept for unknown speakers|choose another id")
+        return value
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.id, self.name, *self.aliases)
+
+
+class Cast(StrictModel):
+    """All characters of one model, with what they share."""
+
+    language: Literal["en", "zh"] = "en"
+    scenario: str = ""
+    """The setting that every chat and scene starts from, unless a scene brings its own."""
+    characters: list[Character] = Field(min_length=1)
+    dialogues: list[str] = []
+    """Files with scenes of several characters."""
+
+    def __getitem__(self, character_id: str) -> Character:
+        for character in self.characters:
+            if character.id == character_id:
+                return character
+        raise KeyError(character_id)
+
+    def __iter__(self) -> Iterator[Character]:  # type: ignore[override]  # characters, not pydantic's (key, value)
+        return iter(self.characters)
+
+    def get(self, name: str) -> Character | None:
+        """The character with this id, name or alias (case and outer space do not matter), or None."""
+        wanted = name.strip().casefold()
+        for character in self.characters:
+            if any(wanted == known.casefold() for known in character.names):
+                return character
+        return None
+
+    def find(self, name: str, where: str = "") -> Character:
+        """As `get`, but raises `InputError` with the nearest name."""
+        found = self.get(name)
+        if found is None:
+            known = [n for c in self.characters for n in c.names]
+            raise InputError(f"no character {name!r} in the cast", where, nearest(name, known))
+        return found
+
+    def display_name(self, speaker: str) -> str:
+        """How a speaker (id of the cast, or a name of somebody else) is called in a text."""
+        if speaker == OTHER:
+            return NEUTRAL_NAME[self.language]
+        found = self.get(speaker)
+        return found.name if found else speaker
+
+    def persona(self, character_id: str) -> str:
+        """The identity text of a character: its persona, or "You are NAME." where none is written."""
+        character = self[character_id]
+        return character.persona.strip() or DEFAULT_PERSONA[self.language].format(name=character.name)
+
+
+def load_cast(path: Path) -> Cast:
+    """Read `cast.yaml`; raises `InputError` with every fault (unknown keys, ids or names used twice)."""
+    lines = key_lines(path)
+    value = read_yaml(path)
+    cast = check_value(value, Cast, path, lines)
+    faults: list[MrpError] = []
+    seen: dict[str, str] = {}
+    for index, character in enumerate(cast.characters):
+        for name in dict.fromkeys(n.strip().casefold() for n in character.names):
+            if name in seen and seen[name] != character.id:
+                where = place_of(path, lines, ("characters", index, "id"))
+                faults.append(
+                    InputError(f"{name!r} is also the id, name or alias of {seen[name]!r}", where, "make it unique")
+                )
+            elif name in seen:
+                where = place_of(path, lines, ("characters", index, "id"))
+                faults.append(InputError(f"the id {name!r} is used twice", where, "give each character its own id"))
+            seen[name] = character.id
+    raise_all(path.name, faults)
+    return cast

@@ -1,0 +1,219 @@
+"""The run file: every option of a run, typed, with its default and its meaning.
+
+    run = load_run(Path("mrp.yaml"), {"train.epochs": "3"})
+    run.config.train.epochs, run.origins["train.epochs"]      # (3, "flag")
+
+A run is a run file, or the folder that it made (which keeps the resolved run file and cast as `run.yaml` and
+`cast.yaml`). Options come from the defaults, then the file, then flags; `origins` says which.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from mrp.cast import Cast, load_cast
+from mrp.errors import InputError, nearest
+from mrp.files import replacing
+from mrp.yamlfile import StrictModel, check_value, key_lines, parse_yaml, read_yaml
+
+RUN_FILE = "mrp.yaml"  # what `mrp init` writes
+KEPT_RUN_FILE, KEPT_CAST_FILE = "run.yaml", "cast.yaml"  # the same, resolved, inside the run folder
+
+Order = Literal["shuffled", "sequential"]
+DEFAULT_QUESTION = {"en": "Who are you, and what do you want most?", "zh": "你是谁？你最想要什么？"}
+
+
+class DataOptions(StrictModel):
+    """How dialogues become samples."""
+
+    order: Order = "shuffled"
+    """shuffled: mixed anew in each epoch. sequential: character after character, as cast and files are written."""
+    held_out: float = Field(0.1, ge=0, le=0.5)
+    """Share of each character's scenes that training never sees, for measuring."""
+
+
+class TrainOptions(StrictModel):
+    """How the adapter is trained."""
+
+    epochs: int = Field(3, ge=1, le=1000)
+    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    """Peak rate of AdamW; cosine decay to zero over all epochs."""
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps in which the rate rises from zero; at least two steps."""
+    rank: int = Field(16, ge=1, le=512)
+    alpha: int = Field(16, ge=1)
+    """LoRA scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient of a step."""
+    max_tokens: int = Field(512, ge=32)
+    """Tokens of a packed row, and so of the longest sample."""
+    micro_batch: int = Field(1, ge=1)
+    """Packed rows in one forward pass."""
+    accumulation: int = Field(1, ge=1)
+    """Forward passes (of every process) in one optimizer step."""
+    dev: float = Field(0.05, ge=0, le=0.5)
+    """Share of the training scenes kept aside to choose the best epoch; 0: the last epoch is kept."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast over fp32 LoRA weights where the hardware has bf16, else fp32."""
+    threads: int = Field(0, ge=0)
+    """CPU threads; 0: torch's default."""
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    """Longest time between two checkpoints; one is also written after each epoch."""
+
+
+class MergeOptions(StrictModel):
+    """How the adapter is folded into the base."""
+
+    max_shard_size: str = Field("2GB", pattern=r"^[0-9.]+\s*[kKMGT]?i?B$")
+
+
+class ChatOptions(StrictModel):
+    """How replies are sampled."""
+
+    temperature: float = Field(0.7, ge=0, le=5)
+    """0: always the likeliest token."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(128, ge=1)
+    context_tokens: int = Field(2048, ge=64)
+    """Tokens of persona, history and reply; old turns are dropped whole to stay under it."""
+
+
+class RunConfig(StrictModel):
+    """A run file."""
+
+    base: str = "smollm2-135m-instruct"
+    """A known base model (`mrp pull`), or a folder in Hugging Face format."""
+    cast: str = "cast.yaml"
+    out: str = "run"
+    """The run folder: data, adapter, merged model, measures."""
+    seed: int = Field(0, ge=0)
+    question: str = ""
+    """What `mrp run` asks every character, before and after training; empty: "Who are you, ...?"."""
+    data: DataOptions = DataOptions()
+    train: TrainOptions = TrainOptions()
+    merge: MergeOptions = MergeOptions()
+    chat: ChatOptions = ChatOptions()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run file that was read, its cast, and where everything of the run lies."""
+
+    config: RunConfig
+    origins: dict[str, str]  # "train.epochs" -> "default", "file" or "flag"
+    cast: Cast
+    path: Path  # the run file
+    cast_path: Path
+    folder: Path  # the run folder
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "merged"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def question(self) -> str:
+        return self.config.question or DEFAULT_QUESTION[self.cast.language]
+
+    def dialogue_path(self, name: str) -> Path:
+        """A file named in the cast; relative paths start at the cast file."""
+        return self.cast_path.parent / name
+
+
+def load_run(path: Path, flags: dict[str, str] | None = None) -> Run:
+    """Read a run file (or a run folder) and its cast; `flags` maps dotted keys to YAML values.
+
+    Raises `InputError` naming every fault with file, line and key.
+    """
+    if path.is_dir():
+        if not (path / KEPT_RUN_FILE).exists() and (path / RUN_FILE).exists():
+            path = path / RUN_FILE  # the folder of `mrp init`
+        else:
+            path = path / KEPT_RUN_FILE
+        if not path.exists():
+            fix = "name a run file (`mrp init DIR` writes one) or a folder that `mrp run` made"
+            raise InputError("this folder holds no run", str(path.parent), fix)
+    lines = key_lines(path)
+    value = read_yaml(path)
+    if not isinstance(value, dict):
+        raise InputError("a run file holds `key: value` lines", str(path), "see `mrp init DIR` for one")
+    given = _leaves(value)
+    for key, text in (flags or {}).items():
+        _set(value, key, text)
+    config = check_value(value, RunConfig, path, lines)
+    origins = dict.fromkeys(_leaves(config.model_dump()), "default")
+    origins.update({key: "file" for key in given if key in origins})
+    origins.update(dict.fromkeys(flags or {}, "flag"))
+    cast_path = path.parent / config.cast
+    return Run(config, origins, load_cast(cast_path), path, cast_path, path.parent / config.out)
+
+
+def keep_run(run: Run) -> None:
+    """Write the resolved run file and the cast into the run folder, so that the folder is enough by itself."""
+    if run.path.parent.resolve() == run.folder.resolve() and run.path.name == KEPT_RUN_FILE:
+        return
+    config = run.config.model_dump()
+    config |= {"base": moved_path(run.config.base, run.path.parent, run.folder), "cast": KEPT_CAST_FILE, "out": "."}
+    cast = run.cast.model_dump(exclude_defaults=True)
+    for files in [cast, *cast["characters"]]:
+        if "dialogues" in files:
+            files["dialogues"] = [_relative(run.dialogue_path(name), run.folder) for name in files["dialogues"]]
+    for character in cast["characters"]:
+        if character.get("avatar"):
+            character["avatar"] = _relative(run.dialogue_path(character["avatar"]), run.folder)
+    for name, value in ((KEPT_RUN_FILE, config), (KEPT_CAST_FILE, cast)):
+        with replacing(run.folder / name) as file:
+            yaml.safe_dump(value, file, allow_unicode=True, sort_keys=False, width=120)
+
+
+def moved_path(base: str, old_home: Path, new_home: Path) -> str:
+    """A base given as a path relative to `old_home`, now relative to `new_home`; known names stay as they are."""
+    if (old_home / base).is_dir():
+        return base if Path(base).is_absolute() else _relative(old_home / base, new_home)
+    return base
+
+
+def _relative(path: Path, start: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
+    except ValueError:  # another drive, on Windows
+        return str(path.resolve())
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        keys += _leaves(item, f"{name}.") if isinstance(item, dict) else [name]
+    return keys
+
+
+def _set(value: dict[str, Any], key: str, text: str) -> None:
+    known = _leaves(RunConfig().model_dump())
+    if key not in known:
+        raise InputError(f"unknown option {key!r}", "--set", nearest(key, known))
+    *parents, last = key.split(".")
+    for part in parents:
+        value = value.setdefault(part, {})
+        if not isinstance(value, dict):
+            raise InputError(f"{part!r} holds no options", "the run file", f"write `{part}:` with its options below")
+    value[last] = parse_yaml(text)

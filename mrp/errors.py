@@ -1,0 +1,102 @@
+"""The errors of mRP-LLM: each says what is wrong, where, and how to fix it.
+
+The library raises; only `cli.py` prints and turns an error into an exit code. One tree, so that a caller can catch
+`MrpError` and know that the text is fit for a person.
+
+    >>> print(InputError("turn 3 has no text", "wukong.jsonl:128", "add the text or delete the line"))
+    turn 3 has no text
+      where: wukong.jsonl:128
+      fix:   add the text or delete the line
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+SHOWN_FAULTS = 20  # of many faults found in one pass, as many are printed; the rest is counted
+
+
+class MrpError(Exception):
+    """Something that stops the work: `what` happened, `where` (file:line, key, flag), and how to `fix` it."""
+
+    exit_code = 1  # our fault, unless a subclass says that the user can fix it
+
+    def __init__(self, what: str, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what, where, fix)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, object]:
+        return {"what": self.what, "where": self.where, "fix": self.fix}
+
+
+class InputError(MrpError):
+    """The user's files or options are wrong."""
+
+    exit_code = 2
+
+
+class SetupError(MrpError):
+    """The machine lacks something: a package, disk space, the network, or the folder is in use."""
+
+    exit_code = 2
+
+
+class Stopped(MrpError):
+    """The user stopped the work (Ctrl-C, SIGTERM); everything so far is saved and `fix` resumes it."""
+
+    exit_code = 130
+
+
+class ManyFaults(InputError):
+    """Every fault found in one pass over some input, the first `SHOWN_FAULTS` printed."""
+
+    def __init__(self, what: str, faults: Sequence[MrpError]) -> None:
+        self.faults = list(faults)
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        for fault in self.faults[:SHOWN_FAULTS]:
+            lines.append("- " + str(fault).replace("\n", "\n  "))
+        if len(self.faults) > SHOWN_FAULTS:
+            lines.append(f"... and {len(self.faults) - SHOWN_FAULTS} more")
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, object]:
+        return {"what": self.what, "faults": [fault.as_json() for fault in self.faults]}
+
+
+def raise_all(what: str, faults: Sequence[MrpError]) -> None:
+    """Raise nothing for no fault, the fault itself for one, `ManyFaults` for several."""
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise ManyFaults(f"{what}: {len(faults)} faults", faults)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: "did you mean X?", or all known names where none is near."""
+    names = sorted(known)
+    lowered = {n.casefold(): n for n in names}
+    close = difflib.get_close_matches(name.casefold(), list(lowered), n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {lowered[close[0]]!r}?"
+    return "known: " + (", ".join(names) if names else "none")
+
+
+def need_extra(extra: str, package: str) -> SetupError:
+    """The error for an optional package that is not installed."""
+    return SetupError(
+        f"this needs the package {package!r}, which is not installed",
+        "the Python environment",
+        f"pip install 'mrp-llm[{extra}]'",
+    )

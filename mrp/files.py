@@ -1,0 +1,175 @@
+"""Files written whole or not at all, hashed, and locked while a command works on their folder.
+
+Everything is UTF-8 with "\\n" line ends on every system. A file is written beside its place and renamed into it, so
+a killed command leaves the earlier result as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mrp.errors import InputError, SetupError
+
+LOCK_NAME = ".mrp.lock"
+ID_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # ids become file names, on every system
+RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+
+
+def is_safe_id(text: str) -> bool:
+    """True if `text` can be a file name on any system: ASCII letters, digits, "_", "-" and inner dots."""
+    stem = text.split(".")[0].lower()
+    return bool(ID_PATTERN.fullmatch(text)) and stem not in RESERVED_NAMES and not text.endswith(".")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """Open a text file beside `path` for writing; it takes the place of `path` only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".mrp-", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp makes it private; results are ordinary files
+        Path(name).replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`; it takes the place of `path` (whole) only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".mrp-{path.name}-", dir=path.parent))
+    part.chmod(0o755)
+    try:
+        yield part
+        old = path.with_name(f".mrp-old-{path.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            Path(path).replace(old)
+        Path(part).replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """`error` as a `SetupError` where it is about the disk (full, read-only, no permission), else itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SetupError(
+            f"no space left on the disk while writing {path.name}",
+            str(path),
+            "free some space, then run the command again",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return SetupError(
+            f"cannot write {path.name}: {error.strerror}", str(path), "choose a folder that you may write to"
+        )
+    return error
+
+
+def need_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise `SetupError` unless the disk of `folder` has `needed_bytes` free (folder may not exist yet)."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise SetupError(
+            f"{what} needs {size_text(needed_bytes)}, but only {size_text(free)} are free",
+            str(folder),
+            "free some space or choose a folder on another disk",
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with replacing(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """Write one compact JSON object a line; returns the number of lines."""
+    count = 0
+    with replacing(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+            count += 1
+    return count
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`; `InputError` if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path.name}", str(path), "check the path") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"not a JSON file: {error}", str(path), "restore the file, or make it anew") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, the same on every machine (keys sorted)."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone; `SetupError` if another command works in it.
+
+    The lock is the operating system's own (released when the process ends, however it ends).
+    """
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    lock = filelock.FileLock(str(folder / LOCK_NAME), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise SetupError(
+            "another mrp command is working in this folder",
+            str(folder),
+            "wait until it ends, or give this run another `out:` folder",
+        ) from None
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people: 98.4 MB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

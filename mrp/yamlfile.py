@@ -1,0 +1,166 @@
+"""A YAML file into a typed model, with every fault named by file, line and key.
+
+    cast = load_yaml(Path("cast.yaml"), Cast)
+
+Strict: unknown keys are refused with the nearest known one, keys given twice are refused, types are not guessed.
+Raises `InputError` (or `ManyFaults`: all of them in one pass).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from mrp.errors import InputError, MrpError, nearest, raise_all
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+KeyPath = tuple[str | int, ...]
+
+
+class StrictModel(pydantic.BaseModel):
+    """The base of everything read from a file: no unknown keys, no silent conversions, not changed after."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+def load_yaml(path: Path, model: type[Model]) -> Model:
+    """Read and check the YAML file at `path`."""
+    return check_value(read_yaml(path), model, path, key_lines(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 2e-4 is a number (YAML 1.2; in 1.1 it wants a dot, and is a text without one)."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain value of a YAML file; an empty file is an empty mapping."""
+    return parse_yaml(_text(path)) or {}
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain value of a YAML text."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def check_value(value: Any, model: type[Model], path: Path, lines: dict[KeyPath, int]) -> Model:
+    """`value` as a `model`; faults are placed at `path` and the line of their key."""
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        faults = [_fault(item, model, path, lines) for item in error.errors(include_url=False)]
+    raise_all(path.name, faults)
+    raise AssertionError("a validation error without faults")
+
+
+def key_lines(path: Path) -> dict[KeyPath, int]:
+    """The line (from 1) of every key and list item in a YAML file; refuses keys given twice and broken YAML."""
+    try:
+        root = yaml.compose(_text(path), Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise InputError(f"broken YAML: {problem}", place, "look at the indent and the quotes of that line") from None
+    lines: dict[KeyPath, int] = {}
+    faults: list[MrpError] = []
+
+    def walk(node: yaml.Node | None, at: KeyPath) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                here = (*at, key.value)
+                line = key.start_mark.line + 1
+                if here in lines:
+                    place = f"{path}:{line}, {key_text(here)}"
+                    faults.append(
+                        InputError(f"key given twice (first on line {lines[here]})", place, "delete one of them")
+                    )
+                lines[here] = line
+                walk(value, here)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                lines[(*at, index)] = item.start_mark.line + 1
+                walk(item, (*at, index))
+
+    walk(root, ())
+    raise_all(path.name, faults)
+    return lines
+
+
+def place_of(path: Path, lines: dict[KeyPath, int], at: Sequence[str | int]) -> str:
+    """ "cast.yaml:12, characters[0].name": the file, the line of the key (or of its nearest parent) and the key."""
+    known = tuple(at)
+    while known and known not in lines:
+        known = known[:-1]
+    line = f":{lines[known]}" if known else ""
+    return f"{path}{line}" + (f", {key_text(at)}" if at else "")
+
+
+def key_text(at: Sequence[str | int]) -> str:
+    """("characters", 0, "name") as characters[0].name."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).lstrip(".")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            f"no such file: {path.name}", str(path), "check the path; `mrp init DIR` makes new files"
+        ) from None
+    except IsADirectoryError:
+        raise InputError("a folder stands where a file is wanted", str(path), "name the file in it") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text (byte {error.start})", str(path), "save the file as UTF-8") from None
+
+
+def _fault(item: Any, model: type[pydantic.BaseModel], path: Path, lines: dict[KeyPath, int]) -> MrpError:
+    at: KeyPath = tuple(item["loc"])
+    where = place_of(path, lines, at)
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(model, at[:-1])
+        return InputError(f"unknown key {str(at[-1])!r}", where, nearest(str(at[-1]), known))
+    if item["type"] == "missing":
+        return InputError(f"the key {str(at[-1])!r} is missing", where, f"add `{at[-1]}: ...`")
+    if item["type"] == "value_error":  # our own validators: "what|fix"
+        what, _, fix = str(item["ctx"]["error"]).partition("|")
+        return InputError(what, where, fix)
+    message = item["msg"][:1].lower() + item["msg"][1:]
+    return InputError(f"{message}, not {_short(item['input'])}", where, "correct the value")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields_at(model: type[pydantic.BaseModel], at: KeyPath) -> list[str]:
+    """The known keys of the (nested) model at a key path."""
+    current: Any = model
+    for part in at:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part)
+        if field is None:
+            return []
+        current = _model_in(field.annotation) or current
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found:
+            return found
+    return None
