@@ -67,6 +67,8 @@ class Cast(StrictModel):
     """All characters of one model, with what they share."""
 
     language: Literal["en", "zh"] = "en"
+    home: str = ""
+    """The folder where the paths in this file start, seen from the file; empty: where the file lies."""
     scenario: str = ""
     """The setting that every chat and scene starts from, unless a scene brings its own."""
     characters: list[Character] = Field(min_length=1)

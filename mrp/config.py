@@ -135,8 +135,8 @@ class Run:
         return self.config.question or DEFAULT_QUESTION[self.cast.language]
 
     def dialogue_path(self, name: str) -> Path:
-        """A file named in the cast; relative paths start at the cast file."""
-        return self.cast_path.parent / name
+        """A file named in the cast."""
+        return self.cast_path.parent / self.cast.home / name
 
 
 def load_run(path: Path, flags: dict[str, str] | None = None) -> Run:
@@ -173,13 +173,8 @@ def keep_run(run: Run) -> None:
         return
     config = run.config.model_dump()
     config |= {"base": moved_path(run.config.base, run.path.parent, run.folder), "cast": KEPT_CAST_FILE, "out": "."}
-    cast = run.cast.model_dump(exclude_defaults=True)
-    for files in [cast, *cast["characters"]]:
-        if "dialogues" in files:
-            files["dialogues"] = [_relative(run.dialogue_path(name), run.folder) for name in files["dialogues"]]
-    for character in cast["characters"]:
-        if character.get("avatar"):
-            character["avatar"] = _relative(run.dialogue_path(character["avatar"]), run.folder)
+    cast = {"language": run.cast.language, "home": _relative(run.cast_path.parent / run.cast.home, run.folder)}
+    cast |= run.cast.model_dump(exclude_defaults=True, exclude={"home", "language"})
     for name, value in ((KEPT_RUN_FILE, config), (KEPT_CAST_FILE, cast)):
         with replacing(run.folder / name) as file:
             yaml.safe_dump(value, file, allow_unicode=True, sort_keys=False, width=120)

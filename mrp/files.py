@@ -149,7 +149,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(error, folder) from error
-    lock = filelock.FileLock(str(folder / LOCK_NAME), timeout=0)
+    lock = filelock.FileLock(str(folder / LOCK_NAME), timeout=0, is_singleton=True)  # so one command may nest
     try:
         lock.acquire()
     except filelock.Timeout:

@@ -22,8 +22,8 @@ class Progress(Protocol):
 class Reporter:
     """Says nothing. The base of all reporters, and the default of every library function."""
 
-    def line(self, text: str = "") -> None:
-        """One line for people."""
+    def line(self, text: object = "") -> None:
+        """One line for people (or a rich text)."""
 
     def warn(self, text: str) -> None:
         """One line that a person should not miss."""
@@ -53,7 +53,7 @@ class ConsoleReporter(Reporter):
         self.err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
         self.seconds_between_lines = seconds_between_lines
 
-    def line(self, text: Any = "") -> None:
+    def line(self, text: object = "") -> None:
         if not self.quiet:
             self.out.print(text)
 

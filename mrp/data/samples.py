@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrp.cast import Cast
 from mrp.dialogue import Turn, read_json_lines
 from mrp.errors import InputError, MrpError, raise_all
 
@@ -88,3 +89,17 @@ def in_order(samples: Iterable[Sample], order: str, seed: int, epoch: int) -> li
     if order == "sequential":
         return rows
     return sorted(rows, key=lambda s: hashlib.sha256(f"{seed}:{epoch}:{s.id}".encode()).digest())
+
+
+def natural_order(samples: Iterable[Sample], cast: Cast) -> list[Sample]:
+    """Character after character, each with its files and lines as the cast and its files are written."""
+    characters = {c.id: k for k, c in enumerate(cast)}
+    files: dict[str, int] = {}
+    for name in [*(f for c in cast for f in c.dialogues), *cast.dialogues]:
+        files.setdefault(name, len(files))
+
+    def place(sample: Sample) -> tuple[int, int, int]:
+        file, _, line = sample.source.rpartition(":")
+        return characters[sample.character], files.get(file, len(files)), int(line)
+
+    return sorted(samples, key=place)

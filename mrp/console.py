@@ -1,0 +1,91 @@
+"""What commands print for people: the summary of a run, samples with their loss mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mrp.config import Run
+from mrp.errors import InputError, nearest, raise_all
+from mrp.report import ConsoleReporter, Reporter, duration_text
+
+
+def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
+    """The end of `mrp run`: replies before and after, losses, times, places."""
+    lines = ["", f'Everybody was asked: "{run.question}"', ""]
+    for reply in summary["replies"]:
+        name = run.cast[reply["character"]].name
+        lines += [name, f"  before  {_one_line(reply['before'])}", f"  after   {_one_line(reply['after'])}", ""]
+    if summary["held_out_loss"]:
+        lines.append("Loss on lines that training never saw (nats a token; less is better):")
+        for character, loss in summary["held_out_loss"].items():
+            lines.append(f"  {character:12} {loss['before']:.3f} -> {loss['after']:.3f}")
+    training = summary["training"]
+    lines.append("")
+    lines.append(
+        f"Training: {training['tokens']:,} tokens in {duration_text(training['seconds'])} "
+        f"({training['tokens_per_second']:.0f} a second), {training['steps']} steps, "
+        f"epoch {training['chosen_epoch']} kept"
+    )
+    steps = ", ".join(
+        f"{name} {'-' if name in summary['skipped'] else duration_text(seconds)}"
+        for name, seconds in summary["seconds"].items()
+    )
+    lines.append(f"Time by step: {steps}")
+    lines += ["", f"Model    {summary['paths']['merged']}", f"Adapter  {summary['paths']['adapter']}"]
+    lines += [
+        f"Summary  {summary['paths']['summary']}",
+        f"Talk     mrp chat {run.folder} --as {run.cast.characters[0].id}",
+    ]
+    return lines
+
+
+def check_command(paths: list[Path], cast: Path | None, report: Reporter) -> dict[str, Any]:
+    """`mrp data check`: every fault with file and line; raises `ManyFaults` (exit code 2) if there is one."""
+    from mrp.cast import load_cast
+    from mrp.data.check import check_data
+
+    found = check_data(paths, load_cast(cast) if cast else None)
+    report.line(f"{found.lines:,} lines, {found.kept:,} of them usable")
+    for reason, count in sorted(found.counts.items()):
+        report.line(f"  rejected, {reason}: {count:,}")
+    for kind, count in sorted(found.dropped.items()):
+        report.line(f"  left out of usable lines, {kind}: {count:,}")
+    raise_all("the dialogues have faults", [*found.problems, *(fault.as_error() for fault in found.faults)])
+    return found.as_json()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) or "(nothing)"
+
+
+def show_command(run: Run, character: str | None, count: int, held_out: bool, report: Reporter) -> dict[str, Any]:
+    """`mrp data show`: samples as the model of this run sees them."""
+    from mrp.data.samples import read_samples
+    from mrp.data.show import show_samples
+    from mrp.models.bases import find_base
+    from mrp.models.load import load_tokenizer
+    from mrp.render import ChatTemplate, render_sample
+
+    path = run.data / ("held-out.jsonl" if held_out else "train.jsonl")
+    if not path.is_file():
+        raise InputError("the data is not built", str(path), f"run `mrp data build {run.path}`")
+    samples = read_samples(path)
+    if character is not None:
+        wanted = run.cast.find(character, "--character").id
+        samples = [s for s in samples if s.character == wanted]
+        if not samples:
+            raise InputError(f"no samples of {wanted!r}", str(path), nearest(wanted, [c.id for c in run.cast]))
+    base = find_base(run.config.base, run.path.parent)
+    tokenizer = load_tokenizer(base)
+    template = ChatTemplate(tokenizer, where=str(base))
+
+    def rendered(sample: Any) -> list[tuple[str, bool]]:
+        pieces = render_sample(template, run.cast, sample, run.config.train.max_tokens)[0]
+        return [(text, learnt) for piece in pieces for text, learnt in template.texts(piece)]
+
+    chosen = samples[:count]
+    colour = isinstance(report, ConsoleReporter) and report.out.is_terminal
+    for text in show_samples(chosen, rendered, colour):
+        report.line(text)
+    return {"samples": [s.as_json() for s in chosen], "file": str(path)}

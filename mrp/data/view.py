@@ -1,0 +1,114 @@
+"""A scene from one character's side: THE place where speakers become system, user and assistant.
+
+    view(sample.turns, sample.loss, sample.participants, "wukong", cast, sample.scenario)
+    [Message("system", "You are Sun Wukong, ..."), Message("user", "Who are you?"), Message("assistant", "Ha!", True)]
+
+Training and play both come through `_messages`, so what play shows before a reply is what training saw before it.
+`render.py` turns messages into token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mrp.cast import OPENING, Cast
+from mrp.dialogue import Turn
+
+Role = Literal["system", "user", "assistant"]
+SYSTEM: Role = "system"
+USER: Role = "user"
+ASSISTANT: Role = "assistant"
+
+NAMES_FROM = 3  # participants declared so far from which the lines of others carry names
+NAME_MARK = {"en": ": ", "zh": "："}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat; `loss` says whether training learns it (assistant messages only)."""
+
+    role: Role
+    text: str
+    loss: bool = False
+
+
+def view(
+    turns: Sequence[Turn],
+    loss: Sequence[bool],
+    participants: Iterable[str],
+    character: str,
+    cast: Cast,
+    scenario: str = "",
+) -> list[Message]:
+    """The training view: the system message, then everything up to the character's last own line.
+
+    `loss[i]` belongs to `turns[i]`. Own lines that follow one another are one message, learnt only if all of them
+    are. Without an own line there is the system message alone.
+    """
+    messages = _messages(turns, loss, participants, character, cast, scenario)
+    while messages[-1].role == USER:
+        messages.pop()
+    return messages
+
+
+def view_for_reply(
+    turns: Sequence[Turn], participants: Iterable[str], character: str, cast: Cast, scenario: str = ""
+) -> list[Message]:
+    """The view for play: the messages after which `character` speaks next. Own lines are marked as `view` marks them
+    where nothing is masked.
+
+    It ends with the system message if nothing was said yet (the character opens), and with an assistant message if
+    the last line is the character's own (what it says next belongs to the same turn). For the first k turns of a
+    scene whose turn k begins an own turn, it equals the beginning of the training view message by message.
+    """
+    own = [turn.speaker == character for turn in turns]
+    return _messages(turns, own, participants, character, cast, scenario)
+
+
+def system_text(cast: Cast, character: str, scenario: str = "") -> str:
+    """The system message: the identity block, then (after an empty line) the scene's scenario, else the cast's."""
+    setting = _setting(cast, scenario)
+    identity = cast.persona(character)
+    return f"{identity}\n\n{setting}" if setting else identity
+
+
+def opening_text(cast: Cast, scenario: str = "") -> str:
+    """What stands as the first user message where a template does not let the character open the scene."""
+    return _setting(cast, scenario) or OPENING[cast.language]
+
+
+def _setting(cast: Cast, scenario: str) -> str:
+    return scenario.strip() or cast.scenario.strip()
+
+
+def _messages(
+    turns: Sequence[Turn],
+    loss: Sequence[bool],
+    participants: Iterable[str],
+    character: str,
+    cast: Cast,
+    scenario: str,
+) -> list[Message]:
+    """Every line as (part of) a message. A line is shown by what came before it, never by what comes after."""
+    messages = [Message(SYSTEM, system_text(cast, character, scenario))]
+    present = set(participants)
+    before: tuple[str, bool] | None = None  # the speaker of the line before, and whether it carried a name
+    for turn, learnt in zip(turns, loss, strict=True):
+        if turn.enters:
+            present.add(turn.speaker)
+            continue
+        own = turn.speaker == character
+        named = not own and len(present) >= NAMES_FROM
+        text = turn.text
+        if named and before != (turn.speaker, True):
+            text = f"{cast.display_name(turn.speaker)}{NAME_MARK[cast.language]}{text}"
+        before = (turn.speaker, named)
+        role = ASSISTANT if own else USER
+        last = messages[-1]
+        if last.role == role:
+            messages[-1] = Message(role, f"{last.text}\n{text}", last.loss and own and learnt)
+        else:
+            messages.append(Message(role, text, own and learnt))
+    return messages

@@ -1,0 +1,64 @@
+"""Held-out loss: how well a model predicts each character's lines that it never saw.
+
+losses = character_losses(model, items, max_tokens, on)          # {"wukong": Mean(3.1, 812), ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mrp.data.pack import pack
+from mrp.models.load import Hardware
+
+if TYPE_CHECKING:
+    from mrp.train.processes import Processes
+    from mrp.train.steps import Item
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean loss in nats a token, over so many labelled tokens."""
+
+    loss: float
+    tokens: int
+
+
+def character_losses(
+    model: Any,
+    items: Sequence[Item],
+    max_tokens: int,
+    on: Hardware,
+    processes: Processes | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> dict[str, Mean]:
+    """The mean loss of each character's labelled tokens; `tick` is told the tokens of each pass."""
+    import torch
+
+    from mrp.models.loss import make_batch, token_losses
+
+    rank, world = (processes.rank, processes.world) if processes else (0, 1)
+    names = sorted({item.sample.character for item in items})
+    sums = torch.zeros(len(names), 2, dtype=torch.float64)
+    rows = pack([len(item.rendered.input_ids) for item in items], max_tokens)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), on.autocast_context():
+        for row in rows[rank::world]:
+            chosen = [items[i] for i in row]
+            batch = make_batch([[item.rendered for item in chosen]]).to(on.device)
+            losses = token_losses(model, batch).double().cpu()
+            who = torch.tensor([names.index(item.sample.character) for item in chosen])[batch.sample.cpu()]
+            sums.index_add_(0, who, torch.stack([losses, torch.ones_like(losses)], 1))
+            if tick:
+                tick(batch.tokens)
+    model.train(was_training)
+    if processes:
+        sums = processes.sum(sums)
+    return {name: Mean(float(s[0] / s[1]), int(s[1])) for name, s in zip(names, sums, strict=True) if s[1] > 0}
+
+
+def overall(losses: dict[str, Mean]) -> float:
+    """The mean over characters (each counts the same, however much it says); nan for none."""
+    return sum(m.loss for m in losses.values()) / len(losses) if losses else float("nan")

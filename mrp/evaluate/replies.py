@@ -1,0 +1,23 @@
+"""One question put to every character, to the base with the persona prompt and to the tuned model.
+
+ask_everybody(player, "Who are you?", seed=0)      # {"wukong": "Ha! ...", ...}
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mrp.play.conversation import Conversation, Player
+from mrp.play.engine import Sampling
+
+
+def ask_everybody(player: Player, question: str, seed: int) -> dict[str, str]:
+    """Each character's reply to `question` in a fresh conversation, sampled with `seed`."""
+    assert player.cast is not None
+    sampling = replace(Sampling.of(player.options), seed=seed)
+    replies = {}
+    for character in player.cast:
+        chat = Conversation(player, [character.id])
+        chat.say(question)
+        replies[character.id] = "".join(chat.reply(character.id, sampling)).strip()
+    return replies

@@ -1,0 +1,85 @@
+"""The loss of a model on packed samples: cross-entropy of the labelled tokens only.
+
+    batch = make_batch([[rendered_a, rendered_b], [rendered_c]])      # two rows
+    losses = token_losses(model, batch)                               # one number a labelled token, in nats
+
+Samples in a row do not see each other: no attention mask is given, and positions start at 0 in each sample, from
+which transformers makes the block mask (only without mask and cache; a mask of ones would let them see each other).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from mrp.render import Rendered
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B packed rows of T tokens (short rows are padded at the end with a sample of their own, never labelled)."""
+
+    input_ids: torch.Tensor  # (B, T)
+    position_ids: torch.Tensor  # (B, T), from 0 in each sample
+    columns: torch.Tensor  # (C,) the columns in which some row predicts a labelled token
+    row: torch.Tensor  # (N,) of each labelled token: its row,
+    column: torch.Tensor  # (N,) the index in `columns` of the token before it,
+    target: torch.Tensor  # (N,) its id,
+    sample: torch.Tensor  # (N,) and the number of its sample in the batch
+
+    def to(self, device: str) -> Batch:
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids.numel())
+
+
+def make_batch(rows: Sequence[Sequence[Rendered]]) -> Batch:
+    """Rows of samples as tensors. Padding is known by its place, never by its id (pad may equal eos)."""
+    width = max(sum(len(s.input_ids) for s in row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros(len(rows), width, dtype=torch.long)
+    row_of, at, target, sample_of = [], [], [], []
+    number = 0
+    for r, row in enumerate(rows):
+        start = 0
+        for sample in row:
+            length = len(sample.input_ids)
+            ids[r, start : start + length] = torch.tensor(sample.input_ids)
+            positions[r, start : start + length] = torch.arange(length)
+            for i, labelled in enumerate(sample.loss):
+                if labelled:
+                    assert i > 0, "the first token of a sample cannot be predicted"
+                    row_of.append(r)
+                    at.append(start + i - 1)
+                    target.append(sample.input_ids[i])
+                    sample_of.append(number)
+            start += length
+            number += 1
+        positions[r, start:] = torch.arange(width - start)
+    columns, column = torch.unique(torch.tensor(at, dtype=torch.long), return_inverse=True)
+    row_index, targets, samples = (torch.tensor(x, dtype=torch.long) for x in (row_of, target, sample_of))
+    return Batch(ids, positions, columns, row_index, column, targets, samples)
+
+
+def token_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """(N,) float32: the loss in nats of each labelled token of `batch`, with gradient where it is on."""
+    given = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if _keeps_columns(model):
+        logits = model(**given, logits_to_keep=batch.columns).logits  # (B, C, V)
+    else:
+        logits = model(**given).logits[:, batch.columns]
+    labelled = logits[0] if len(batch.input_ids) == 1 else logits[batch.row, batch.column]  # (N, V)
+    return F.cross_entropy(labelled.float(), batch.target, reduction="none")
+
+
+def _keeps_columns(model: Any) -> bool:
+    """True if the model can compute the logits of chosen positions only."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters

@@ -1,0 +1,98 @@
+"""Open a run, or a model folder, for play.
+
+    player, characters = open_player(Path("mrp.yaml"))
+
+RUN is a run file or run folder (its merged model if there is one, else base + adapter), a merged model's folder, or
+an adapter's folder with `base`. The characters of a model folder come from `cast`, or the cast.yaml in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mrp.cast import Cast, load_cast
+from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, Run, load_run
+from mrp.errors import InputError
+from mrp.models.bases import check_base_folder, find_base
+from mrp.models.load import hardware, load_model, load_tokenizer, set_threads
+from mrp.play.conversation import Player
+from mrp.play.engine import TransformersEngine
+from mrp.render import ChatTemplate
+
+MERGE_RECORD = "mrp-merge.json"
+
+
+def open_player(
+    path: Path,
+    *,
+    base: str | None = None,
+    cast: Path | None = None,
+    template: Path | None = None,
+    flags: dict[str, str] | None = None,
+) -> Player:
+    """Load what RUN names; raises `InputError` if there is nothing to play in it."""
+    if path.is_file() or (path / KEPT_RUN_FILE).exists() or (path / RUN_FILE).exists():
+        run = load_run(path, flags)
+        folder, adapter = model_of(run)
+        characters, options, precision = run.cast, run.config.chat, run.config.train.precision
+        set_threads(run.config.train.threads)
+    else:
+        folder, adapter = _model_folder(path, base)
+        kept = path / KEPT_CAST_FILE
+        characters = load_cast(cast or kept) if cast or kept.is_file() else None  # type: ignore[assignment]
+        options, precision = ChatOptions(), "auto"
+    if cast is not None:
+        characters = load_cast(cast)
+    return load_player(folder, adapter, characters, options, precision, template)
+
+
+def load_player(
+    folder: Path,
+    adapter: Path | None,
+    cast: Cast | None,
+    options: ChatOptions,
+    precision: str = "auto",
+    template: Path | None = None,
+) -> Player:
+    """A player of the model in `folder`, with the adapter on top if one is given."""
+    from mrp.train.lora import load_adapter
+
+    on = hardware(precision)
+    tokenizer = load_tokenizer(folder)
+    text = _template_text(template) if template else None
+    chat_template = ChatTemplate(tokenizer, text, str(template or folder))
+    model = load_model(folder, on)
+    stops = chat_template.stop_ids(model.generation_config.eos_token_id)
+    if adapter:
+        model = load_adapter(model, adapter)
+    return Player(TransformersEngine(model, on), chat_template, cast, stops, options)
+
+
+def model_of(run: Run) -> tuple[Path, Path | None]:
+    """The model folder of a run and the adapter to load on top of it: merged and None, or base and adapter."""
+    if (run.merged / MERGE_RECORD).is_file():
+        return run.merged, None
+    if not run.adapter.is_dir():
+        raise InputError("nothing is trained here yet", str(run.folder), f"mrp run {run.path}")
+    return find_base(run.config.base, run.path.parent), run.adapter
+
+
+def _model_folder(path: Path, base: str | None) -> tuple[Path, Path | None]:
+    if (path / "adapter_config.json").is_file():
+        if base is None:
+            raise InputError("this folder is an adapter, which needs its base model", str(path), "add `--base NAME`")
+        return find_base(base, Path.cwd()), path
+    if not path.exists():
+        fix = "name a run file, a run folder, or a model folder"
+        raise InputError(f"no such file or folder: {path.name}", str(path), fix)
+    if base is not None:
+        raise InputError("--base goes with an adapter folder, and this is none", str(path), "leave --base out")
+    check_base_folder(path)
+    return path, None
+
+
+def _template_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the chat template cannot be read: {error}", str(path), "check --template") from None

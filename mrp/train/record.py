@@ -1,0 +1,98 @@
+"""`run.json`: what a training was made of, and what came out.
+
+`fingerprint` is the hash of everything that the adapter depends on; equal fingerprints mean equal adapters (on the
+same kind of machine), so a finished training is not repeated and a checkpoint is only resumed where it fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mrp
+from mrp.config import Run
+from mrp.errors import InputError
+from mrp.files import fingerprint, read_json, sha256_file
+
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+NOT_TRAINING = ("out", "question", "merge", "chat")  # options that the adapter does not depend on
+NOT_RESULT = ("threads", "checkpoint_minutes")
+
+
+def training_inputs(run: Run, base: Path, template: dict[str, Any], order: str) -> dict[str, Any]:
+    """Everything that the adapter depends on, as JSON."""
+    options = run.config.model_dump(exclude=set(NOT_TRAINING))
+    options["train"] = {k: v for k, v in options["train"].items() if k not in NOT_RESULT}
+    options["data"]["order"] = order
+    options.pop("cast"), options.pop("base")
+    return {
+        "options": options,
+        "identities": {c.id: run.cast.persona(c.id) for c in run.cast},
+        "names": {c.id: list(c.names) for c in run.cast},
+        "scenario": run.cast.scenario,
+        "language": run.cast.language,
+        "data": data_hashes(run),
+        "base": base_identity(base),
+        "template": template,
+    }
+
+
+def training_fingerprint(inputs: dict[str, Any]) -> str:
+    return fingerprint(inputs)
+
+
+def data_hashes(run: Run) -> dict[str, str]:
+    """SHA-256 of the data files; `InputError` if the data is not built."""
+    hashes = {}
+    for name in ("train.jsonl", "held-out.jsonl"):
+        path = run.data / name
+        if not path.is_file():
+            raise InputError(f"the data is not built: no {name}", str(path), f"run `mrp data build {run.path}`")
+        hashes[name] = sha256_file(path)
+    return hashes
+
+
+def base_identity(folder: Path) -> dict[str, Any]:
+    """What tells one base model from another without reading all of it: hashes of its small files, weights' headers."""
+    identity: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                head = hashlib.sha256(file.read(min(length, 100_000_000))).hexdigest()
+            identity[path.name] = [path.stat().st_size, head]
+        elif path.suffix in (".json", ".jinja", ".model"):
+            identity[path.name] = sha256_file(path)
+    return identity
+
+
+def versions() -> dict[str, str]:
+    """Versions of python, mrp and the libraries that a result depends on."""
+    found = {"mrp": mrp.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_record(run: Run) -> dict[str, Any] | None:
+    """The run's record, or None if nothing was trained."""
+    return read_json(run.record) if run.record.is_file() else None
+
+
+def realised_order(log: Path) -> dict[str, Any]:
+    """The order in which samples were really trained, from the log of steps: a hash, and how many."""
+    digest = hashlib.sha256()
+    count = 0
+    with log.open(encoding="utf-8") as file:
+        for line in file:
+            for sample_id in json.loads(line)["samples"]:
+                digest.update(sample_id.encode() + b"\n")
+                count += 1
+    return {"file": log.name, "samples_trained": count, "sha256": digest.hexdigest()}
