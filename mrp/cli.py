@@ -6,9 +6,11 @@ Every command takes --json (the result as the last line of standard output), --d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +72,11 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Cal
 
 def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, debug: bool) -> None:
     """Run a command and turn what happens into output and an exit code."""
+    if os.environ.get("RANK", "0") != "0":
+        # One of several processes of a training (torchrun): the first tells how it ends, and has the exit code.
+        with contextlib.suppress(MrpError, KeyboardInterrupt):
+            work()
+        return
     try:
         result = work()
     except KeyboardInterrupt:

@@ -169,7 +169,8 @@ def load_run(path: Path, flags: dict[str, str] | None = None) -> Run:
 
 def keep_run(run: Run) -> None:
     """Write the resolved run file and the cast into the run folder, so that the folder is enough by itself."""
-    if run.path.parent.resolve() == run.folder.resolve() and run.path.name == KEPT_RUN_FILE:
+    is_kept_file = run.path.parent.resolve() == run.folder.resolve() and run.path.name == KEPT_RUN_FILE
+    if is_kept_file and "flag" not in run.origins.values():
         return
     config = run.config.model_dump()
     config |= {"base": moved_path(run.config.base, run.path.parent, run.folder), "cast": KEPT_CAST_FILE, "out": "."}

@@ -51,13 +51,16 @@ def replacing(path: Path) -> Iterator[IO[str]]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`; it takes the place of `path` (whole) only if the block ends well."""
+    """Give an empty folder beside `path`; it takes the place of `path` (whole) only if the block ends well.
+
+    A process killed between the two renames leaves no `path`: `settle_folder` puts the old one back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".mrp-{path.name}-", dir=path.parent))
     part.chmod(0o755)
     try:
         yield part
-        old = path.with_name(f".mrp-old-{path.name}")
+        old = _old(path)
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             Path(path).replace(old)
@@ -67,6 +70,19 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise disk_error(error, path) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def settle_folder(path: Path) -> None:
+    """Undo what a process killed inside `replacing_folder(path)` left. The caller holds the lock of the folder."""
+    if _old(path).is_dir() and not path.exists():
+        _old(path).replace(path)
+    for leftover in (_old(path), *path.parent.glob(f".mrp-{path.name}-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    """Where the folder `path` waits while its successor moves in."""
+    return path.with_name(f".mrp-old-{path.name}")
 
 
 def disk_error(error: OSError, path: Path) -> Exception:

@@ -21,7 +21,8 @@ import datetime
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,9 +34,14 @@ from mrp.data.view import Message, opening_text, view
 from mrp.errors import InputError
 
 PINNED_DATE = "2026-01-01"  # what a template that prints today's date is told: the same in training and in play
+# transformers lets no function through to a template, so its clock is covered by a macro over words that do pass.
+PINNED_CLOCK = """{% macro strftime_now(format) %}{% set ns = namespace(text=format) %}
+{%- for code, word in pinned_words.items() %}{% set ns.text = ns.text.replace(code, word) %}{% endfor %}
+{{- ns.text }}{% endmacro %}
+"""
 SLOT = re.compile(r"QXSLOT(\d+)Q")
 THINKING_OFF: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
-TAG_LIKE = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")  # added tokens of this shape are taken apart in texts too
+TAG_LIKE = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")  # added tokens of this shape are control tokens, special or not
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,22 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, template: str | None = None, where: str = "the base model's tokenizer") -> None:
         self.tokenizer = tokenizer
         self.where = where
-        self.text: str = template or tokenizer.chat_template or ""
-        if not isinstance(self.text, str) or not self.text:
+        named = tokenizer.chat_template  # one, or several by name
+        self.text: str = template or (named.get("default") if isinstance(named, dict) else named) or ""
+        if not self.text:
             raise InputError(
                 "the base model has no chat template",
                 where,
                 "take an instruct or chat model, or put a chat_template.jinja into its folder",
             )
-        added = tokenizer.added_tokens_decoder
-        special = {str(t) for t in added.values() if t.special} | set(tokenizer.all_special_tokens)
-        self._control = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in special}
-        self._control_at = _any_of(special)
-        self._never_in_text = _any_of(special | {str(t) for t in added.values() if TAG_LIKE.fullmatch(str(t))})
-        self._bare_frame = functools.lru_cache(maxsize=4096)(self._find_frame)
-        self._frame = functools.lru_cache(maxsize=4096)(self._with_reply_starts)
+        added = tokenizer.added_tokens_decoder.values()
+        names = {str(t) for t in added if t.special or TAG_LIKE.fullmatch(str(t))} | set(tokenizer.all_special_tokens)
+        self._control = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names if len(name) > 1}
+        self._control_at = _any_of(self._control)
+        self._never_in_text = set(self._control.values()) - {tokenizer.unk_token_id}  # unknown letters give "unk"
+        self._ids = functools.lru_cache(maxsize=4096)(self._tokenised)
+        self._bare_frame = functools.lru_cache(maxsize=1024)(self._find_frame)
+        self._frame = functools.lru_cache(maxsize=1024)(self._with_reply_starts)
         self.traits = self._probe()
 
     @property
@@ -118,19 +126,29 @@ class ChatTemplate:
     # -- messages to ids ------------------------------------------------------------------------------------------
 
     def prompt(self, messages: Sequence[Message], opening: str = "") -> list[int]:
-        """The ids that ask for the reply after `messages`; `opening` is said first where the template wants a user."""
+        """The ids that ask for the reply after `messages`; `opening` is said first where the template wants a user.
+
+        If the last message is an assistant's, they ask for another line of the same turn, as `view` joins lines.
+        """
         adapted = self._adapted(messages, opening)
-        frame = self._frame(_roles(adapted), True)
+        if adapted and adapted[-1].role == "assistant":
+            return self._begun(adapted)
+        frame = self._frame_for(adapted, True)
         return [i for ids, _ in self._encode(frame, adapted, {}) for i in ids]
 
     def prompt_within(self, messages: Sequence[Message], max_tokens: int, opening: str = "") -> tuple[list[int], int]:
         """As `prompt`, with the oldest messages (never the system message) dropped until it fits; and how many."""
-        for kept, dropped in self._without_old(messages):
-            ids = self.prompt(kept, opening)
-            if len(ids) <= max_tokens:
-                return ids, dropped
+        head = _head(messages)
+        starts = self._starts(messages, head, len(messages))
+
+        def from_start(k: int) -> list[int]:
+            return self.prompt([*messages[:head], *messages[starts[k] :]], opening)
+
+        fitting = _last_fitting(len(starts), lambda k: len(from_start(k)) <= max_tokens)
+        if fitting:
+            return from_start(fitting - 1), starts[fitting - 1] - head
         raise InputError(
-            f"the persona and the last message need {len(ids)} tokens, and only {max_tokens} are allowed",
+            f"the persona and the last message need {len(from_start(0))} tokens, and only {max_tokens} are allowed",
             "chat.context_tokens less chat.max_new_tokens",
             "raise chat.context_tokens, or shorten the persona or the message",
         )
@@ -160,57 +178,60 @@ class ChatTemplate:
     # -- windows --------------------------------------------------------------------------------------------------
 
     def _windows(self, messages: list[Message], max_tokens: int | None, opening: str) -> list[Rendered]:
-        last = max((k for k, m in enumerate(messages) if m.loss), default=-1)
-        messages = messages[: last + 1]
-        if last < 0:
+        learnt = [k for k, m in enumerate(messages) if m.loss]
+        if not learnt:
             return []
-        whole = self._rendered(messages, opening)
-        if max_tokens is None or len(whole.input_ids) <= max_tokens:
-            return [whole]
-        head = 1 if messages[0].role == "system" else 0
+        messages = messages[: learnt[-1] + 1]
+        if max_tokens is None or self.traits.append_only:  # else it is one reply, and the window below is the whole
+            whole = self._rendered(messages, opening)
+            if max_tokens is None or len(whole.input_ids) <= max_tokens:
+                return [whole]
         windows: list[Rendered] = []
-        done = head  # messages before this one are learnt already
-        while True:
-            reply = next((k for k in range(done, len(messages)) if messages[k].loss), None)
-            if reply is None:
-                return windows
-            found = self._window_with(messages, head, done, reply, max_tokens, opening)
+        while learnt:
+            found = self._window(messages, learnt, max_tokens, opening)
             if found is None:
-                done = reply + 1  # does not fit even alone
+                learnt = learnt[1:]  # does not fit even alone
                 continue
-            window, done = found
+            window, count = found
             windows.append(window)
+            learnt = learnt[count:]
+        return windows
 
-    def _window_with(
-        self, messages: list[Message], head: int, done: int, reply: int, max_tokens: int, opening: str
+    def _window(
+        self, messages: list[Message], learnt: list[int], max_tokens: int, opening: str
     ) -> tuple[Rendered, int] | None:
-        """The window that learns `reply` and the replies after it that still fit; and the message after its last."""
+        """The window that learns the first of `learnt` and those after it that still fit; and how many they are."""
+        head, reply = _head(messages), learnt[0]
 
         def window(start: int, end: int) -> Rendered:
-            taken = messages[:head] + [replace(m, loss=m.loss and k >= done) for k, m in enumerate(messages)][start:end]
-            return replace(self._rendered(taken, opening), dropped_turns=start - head)
+            kept = [replace(m, loss=m.loss and k >= reply) for k, m in enumerate(messages[start:end], start)]
+            return replace(self._rendered(messages[:head] + kept, opening), dropped_turns=start - head)
 
-        half = max_tokens // 2  # old turns may fill this much, so that new replies find room
-        start = next((s for s in range(head, reply) if len(window(s, reply + 1).input_ids) <= half), None)
-        if start is None:
-            start = next((s for s in range(head, reply + 1) if len(window(s, reply + 1).input_ids) <= max_tokens), None)
-        if start is None:
-            return None
-        best, end = window(start, reply + 1), reply + 1
-        for k in range(reply + 1, len(messages)):
-            if messages[k].loss:
-                longer = window(start, k + 1)
-                if len(longer.input_ids) > max_tokens:
-                    break
-                best, end = longer, k + 1
-        return best, end
+        def fits(start: int, end: int, limit: int) -> bool:
+            return len(window(start, end).input_ids) <= limit
+
+        starts = self._starts(messages, head, reply)
+        if not fits(starts[0], reply + 1, max_tokens):
+            return (window(reply, reply + 1), 1) if fits(reply, reply + 1, max_tokens) else None
+        limit = max_tokens
+        if len(learnt) > 1:  # old turns may fill half of the room, so that new replies find the other half
+            identity = sum(len(self.plain_ids(m.text)) for m in messages[:head])
+            limit = (max_tokens + identity) // 2
+        start = starts[max(_last_fitting(len(starts), lambda k: fits(starts[k], reply + 1, limit)), 1) - 1]
+        count = _last_fitting(len(learnt), lambda k: fits(start, learnt[k] + 1, max_tokens))
+        return window(start, learnt[count - 1] + 1), count
+
+    def _starts(self, messages: Sequence[Message], head: int, end: int) -> list[int]:
+        """Where `messages[head:end]` may begin when old messages are dropped: the shortest choice first, `head` last."""
+        any_role = self.traits.opens_with_reply
+        return [k for k in range(end - 1, head, -1) if any_role or messages[k].role == "user"] + [head]
 
     def _rendered(self, messages: Sequence[Message], opening: str) -> Rendered:
         adapted = self._adapted(messages, opening)
         if not self.traits.append_only:
             last = len(adapted) - 1
             adapted = [m if k == last else replace(m, loss=False) for k, m in enumerate(adapted)]
-        frame = self._frame(_roles(adapted), False)
+        frame = self._frame_for(adapted, False)
         loss_of = {k: m.loss for k, m in enumerate(adapted)}
         ids: list[int] = []
         loss: list[bool] = []
@@ -219,19 +240,21 @@ class ChatTemplate:
             loss += [supervised] * len(piece)
         return Rendered(ids, loss)
 
-    def _without_old(self, messages: Sequence[Message]) -> Iterator[tuple[list[Message], int]]:
-        head = 1 if messages and messages[0].role == "system" else 0
-        system, rest = list(messages[:head]), list(messages[head:])
-        for dropped in range(max(len(rest), 1)):
-            first = rest[dropped] if dropped < len(rest) else None
-            if dropped and first and first.role != "user" and not self.traits.opens_with_reply:
-                continue
-            yield system + rest[dropped:], dropped
+    def _begun(self, adapted: list[Message]) -> list[int]:
+        """The ids of a dialogue whose last reply goes on in a new line."""
+        last = len(adapted) - 1
+        adapted = [*adapted[:last], replace(adapted[last], text=f"{adapted[last].text}\n")]
+        ids: list[int] = []
+        for piece, in_reply in self._encode(self._frame_for(adapted, False), adapted, {last: True}):
+            if in_reply and piece == [self.end_of_turn_id]:
+                break
+            ids += piece
+        return ids
 
     def _adapted(self, messages: Sequence[Message], opening: str) -> list[Message]:
         """The messages in the form that this template takes."""
         adapted = list(messages)
-        head = 1 if adapted and adapted[0].role == "system" else 0
+        head = _head(adapted)
         first = adapted[head].role if len(adapted) > head else "assistant"
         if first == "assistant" and not self.traits.opens_with_reply:
             adapted.insert(head, Message("user", opening or "...", False))
@@ -244,48 +267,61 @@ class ChatTemplate:
 
     def _apply(self, roles: Sequence[str], generation: bool, options: dict[str, Any]) -> str:
         day = datetime.datetime.fromisoformat(PINNED_DATE)
+        words = {f"%{code}": day.strftime(f"%{code}") for code in "aAbBcdHIjmMpSUwWxXyYZ%"}
+        clock = PINNED_CLOCK if "strftime_now" in self.text else ""
         messages = [{"role": role, "content": f"QXSLOT{k}Q"} for k, role in enumerate(roles)]
         try:
             text = self.tokenizer.apply_chat_template(
                 messages,
-                chat_template=self.text,
+                chat_template=clock + self.text,
                 tokenize=False,
                 add_generation_prompt=generation,
-                strftime_now=day.strftime,
+                pinned_words=words | {code.replace("%", "%-"): word.lstrip("0") or "0" for code, word in words.items()},
                 date_string=day.strftime("%d %b %Y"),
                 **options,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise _UnusableTemplate(f"it refuses {'/'.join(roles)}: {error}") from error
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise _UnusableTemplate(f"it refuses {_named(roles)}: {error}") from error
         return str(text)
 
     def _find_frame(self, roles: tuple[str, ...], generation: bool) -> tuple[str | int, ...]:
         parts = SLOT.split(self._apply(roles, generation, self._options))
-        frame = tuple(int(part) if k % 2 else part for k, part in enumerate(parts))
-        slots = frame[1::2]
-        if sorted(slots, key=int) != list(range(len(roles))):
-            printed = f"it prints the messages {list(slots)} of {len(roles)}"
-            raise _UnusableTemplate(f"it loses or repeats a message of {'/'.join(roles)}: {printed}")
-        return frame
+        slots = [int(part) for part in parts[1::2]]
+        if sorted(slots) != list(range(len(roles))):
+            raise _UnusableTemplate(f"it loses or repeats a message: of {_named(roles)} it prints those of {slots}")
+        return tuple(int(part) if k % 2 else sys.intern(part) for k, part in enumerate(parts))
 
     def _with_reply_starts(self, roles: tuple[str, ...], generation: bool) -> _Frame:
-        """The frame of `roles` with the end of each generation prompt in it, for the replies where there is one.
+        """The frame of `roles` with the end of each generation prompt in it (of the last reply's, if not append-only).
 
-        The last reply must have one; earlier ones too if the template is append-only.
+        In an append-only template the text before a reply tells where: it is looked up for the first reply with that
+        text and for the last reply, so that a long dialogue costs a few renderings, not one for each reply.
         """
         parts = self._bare_frame(roles, generation)
+        slot_at = {part: k for k, part in enumerate(parts) if isinstance(part, int)}
         starts: dict[int, tuple[int, int]] = {}
+        known: dict[str, int] = {}
         for k, role in enumerate(roles):
-            if role != "assistant":
+            is_last = k == len(roles) - 1
+            if role != "assistant" or not (is_last or self._must_append):
                 continue
-            asked = self._bare_frame(roles[:k], True) if k else ("",)
-            at = len(asked) - 1
-            same = parts[:at] == asked[:at] and at + 1 < len(parts) and parts[at + 1] == k
-            if same and str(parts[at]).startswith(str(asked[at])):
-                starts[k] = (at, len(str(asked[at])))
-            elif k == len(roles) - 1 or self._must_append:
-                raise _UnusableTemplate(f"its generation prompt is not how it begins reply {k} of {'/'.join(roles)}")
+            at = slot_at[k] - 1
+            before = str(parts[at])
+            if is_last or before not in known:
+                asked = self._bare_frame(roles[:k], True) if k else ("",)
+                if parts[:at] != asked[:-1] or not before.startswith(str(asked[-1])):
+                    raise _UnusableTemplate(f"its generation prompt is not how it begins reply {k} of {_named(roles)}")
+                known[before] = len(str(asked[-1]))
+            starts[k] = (at, known[before])
         return _Frame(parts, starts)
+
+    def _frame_for(self, messages: Sequence[Message], generation: bool) -> _Frame:
+        """The frame of `messages`; `InputError` for roles in an order that the template refuses."""
+        try:
+            return self._frame(tuple(m.role for m in messages), generation)
+        except _UnusableTemplate as error:
+            fix = "begin with a system message and let user and assistant take turns"
+            raise InputError(f"the chat template cannot show this dialogue: {error}", self.where, fix) from error
 
     # -- trying the template out ----------------------------------------------------------------------------------
 
@@ -308,44 +344,42 @@ class ChatTemplate:
     def _probe_with(self, options: dict[str, Any]) -> Traits:
         self._must_append = False
         own_system = self._works(("system", "user", "assistant"), ("system", "user"))
-        system = ("system",) if own_system else ()
-        one = (*system, "user", "assistant")
-        if not own_system:
-            self._frame(one, False)  # raises with the reason if this does not work either
+        one = ("system", "user", "assistant") if own_system else ("user", "assistant")
         many = (*one, "user", "assistant")
+        end_of_turn = self._end_of_turn(self._frame(one, False))  # raises with the reason, as the next line does
         self._frame(many, False)
-        opens = own_system and self._works(("system", "assistant", "user"), ("system", "assistant", "user"))
-        opens = opens and self._works(("system", "assistant"), ("system",))
+        opened = ("system", "assistant", "user", "assistant")
+        opens = own_system and all(self._works(opened[:k], opened[: k - 1]) for k in (2, 4))
         self._must_append = True
         self._frame.cache_clear()
-        append_only = self._works(many) and self._works((*many, "user", "assistant"))
+        tried = (many, (*many, "user", "assistant"), *([opened] if opens else []))
+        append_only = all(self._works(roles, end_of_turn=end_of_turn) for roles in tried)
         self._must_append = append_only
         self._frame.cache_clear()
-        end_of_turn = self._find_end_of_turn(one)
         return Traits(own_system, opens, append_only, options, end_of_turn)
 
-    def _works(self, roles: tuple[str, ...], asked: tuple[str, ...] | None = None) -> bool:
+    def _works(self, roles: tuple[str, ...], asked: tuple[str, ...] | None = None, end_of_turn: str = "") -> bool:
         try:
-            self._frame(roles, False)
+            frame = self._frame(roles, False)
             if asked is not None:
                 self._frame(asked, True)
+            return not end_of_turn or self._end_of_turn(frame) == end_of_turn
         except _UnusableTemplate:
             return False
-        return True
 
-    def _find_end_of_turn(self, roles: tuple[str, ...]) -> str:
-        """The control token with which the template ends the last reply of `roles`."""
-        frame = self._frame(roles, False)
-        reply = len(roles) - 1
-        part, offset = frame.reply_starts[reply]
-        extra = str(frame.parts[part])[offset:]
-        if self._never_in_text.search(extra):
-            raise _UnusableTemplate(f"it puts {extra.strip()!r} between the generation prompt and the reply")
-        tail = "".join(str(p) for p in frame.parts[part + 2 :])
-        found = self._control_at.search(tail)
-        if found is None or tail[: found.start()].strip():
-            raise _UnusableTemplate("no special token ends a reply, so a model could not learn to stop")
-        return found.group()
+    def _end_of_turn(self, frame: _Frame) -> str:
+        """The control token with which the template ends each reply of `frame`; "" if they differ."""
+        ends = set()
+        for part, offset in frame.reply_starts.values():
+            extra = str(frame.parts[part])[offset:]
+            if extra.strip():
+                raise _UnusableTemplate(f"it puts {extra.strip()!r} between the generation prompt and the reply")
+            tail = str(frame.parts[part + 2])
+            found = self._control_at.search(tail)
+            if found is None or tail[: found.start()].strip():
+                raise _UnusableTemplate("no control token ends a reply, so a model could not learn to stop")
+            ends.add(found.group())
+        return ends.pop() if len(ends) == 1 else ""
 
     # -- text to ids ----------------------------------------------------------------------------------------------
 
@@ -386,22 +420,34 @@ class ChatTemplate:
             yield text[at:], False
 
     def apart(self, text: str) -> list[str]:
-        """`text` cut inside every control token in it, so that none of the pieces is one."""
+        """`text` cut inside every control token in it, so that none of the pieces holds one."""
         pieces, at = [], 0
-        for found in self._never_in_text.finditer(text):
+        while found := self._control_at.search(text, at):
             pieces.append(text[at : found.start() + 1])
             at = found.start() + 1
-        rest = text[at:]
-        if at and self._never_in_text.search(rest):
-            return [*pieces, *self.apart(rest)]
-        return [*pieces, rest]
+        return [*pieces, text[at:]]
 
     def plain_ids(self, text: str, after: str = "") -> list[int]:
-        """The ids of `text` as the tokenizer makes them after the control token `after` ("": at the very start)."""
+        """The ids of `text` as the tokenizer makes them after the control token `after` ("": at the very start).
+
+        None of them is a control token's, whatever the tokenizer makes of the text (one that folds full-width letters
+        sees a control token where `apart` does not).
+        """
         if not text:
             return []
-        ids: list[int] = list(self.tokenizer.encode(after + text, add_special_tokens=False))
-        return ids[1:] if after else ids
+        ids = self._ids(after + text)[1 if after else 0 :]
+        if self._never_in_text.isdisjoint(ids) or len(text) == 1:
+            return list(ids)
+        half = len(text) // 2
+        return self.plain_ids(text[:half], after) + self.continued_ids(text[half:], after)
+
+    def continued_ids(self, text: str, after: str, before: str = "\n") -> list[int]:
+        """The ids of `text` as they go on after the text `before`; as at the start if a tokenizer would merge them."""
+        begun, whole = self.plain_ids(before, after), self.plain_ids(before + text, after)
+        return whole[len(begun) :] if whole[: len(begun)] == begun else self.plain_ids(text, after)
+
+    def _tokenised(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
 
 def render_sample(
@@ -431,7 +477,6 @@ class _Run:
         self.after = ""  # the control token before the stretch
         self.pieces: list[str] = []  # no control token in any of them, nor over a border that must hold
         self.sent = ""  # the part of the stretch that was given out at a cut
-        self.sent_ids: list[int] = []
 
     def add(self, text: str, is_text: bool = False) -> None:
         pieces = self.template.apart(text) if is_text else [text]
@@ -444,22 +489,17 @@ class _Run:
     def flush(self, supervised: bool, before: str = "", cut_here: bool = False) -> Iterator[tuple[list[int], bool]]:
         """Give out the ids collected; `before` is the control token that ends the stretch."""
         for k, piece in enumerate(self.pieces):
-            ids = self._ids_of(piece) if k == 0 else self.template.plain_ids(piece, self.after)
+            if k or self.sent:
+                ids = self.template.continued_ids(piece, self.after, "\n" if k else self.sent)
+            else:
+                ids = self.template.plain_ids(piece, self.after)
             if ids:
                 yield ids, supervised
         if cut_here:
             self.sent = self.pieces[-1] if self.pieces else ""
-            self.sent_ids = self.template.plain_ids(self.sent, self.after)
         else:
-            self.sent, self.sent_ids, self.after = "", [], before
+            self.sent, self.after = "", before
         self.pieces = []
-
-    def _ids_of(self, piece: str) -> list[int]:
-        if self.sent:
-            together = self.template.plain_ids(self.sent + piece, self.after)
-            if together[: len(self.sent_ids)] == self.sent_ids:
-                return together[len(self.sent_ids) :]
-        return self.template.plain_ids(piece, self.after)
 
 
 def _runs(loss: Sequence[bool]) -> int:
@@ -467,11 +507,32 @@ def _runs(loss: Sequence[bool]) -> int:
     return sum(now and not before for before, now in zip([False, *loss], loss, strict=False))
 
 
-def _roles(messages: Sequence[Message]) -> tuple[str, ...]:
-    return tuple(m.role for m in messages)
+def _head(messages: Sequence[Message]) -> int:
+    """How many system messages there are at the head (0 or 1)."""
+    return 1 if messages and messages[0].role == "system" else 0
 
 
-def _any_of(names: set[str]) -> re.Pattern[str]:
+def _last_fitting(count: int, fits: Callable[[int], bool]) -> int:
+    """How many of `count` tries fit, where each is longer than the one before it.
+
+    The steps double until one is too long, then halve: what does not fit is looked at only a little.
+    """
+    low, high = 0, 1
+    while high <= count and fits(high - 1):
+        low, high = high, 2 * high
+    high = min(high, count + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle - 1) else (low, middle)
+    return low
+
+
+def _named(roles: Sequence[str]) -> str:
+    """Roles for a message: "system/user/assistant"."""
+    return "/".join(roles) if len(roles) <= 6 else f"{'/'.join(roles[:5])}/... ({len(roles)} messages)"
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
     """A pattern for any of the names, the longest first; one that never matches for none."""
-    ordered = sorted((n for n in names if n), key=lambda n: (-len(n), n))
+    ordered = sorted(names, key=lambda n: (-len(n), n))
     return re.compile("|".join(re.escape(n) for n in ordered) if ordered else r"(?!)")

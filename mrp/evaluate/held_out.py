@@ -32,8 +32,12 @@ def character_losses(
     on: Hardware,
     processes: Processes | None = None,
     tick: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, Mean]:
-    """The mean loss of each character's labelled tokens; `tick` is told the tokens of each pass."""
+    """The mean loss of each character's labelled tokens; `tick` is told the tokens of each pass.
+
+    As soon as `stop` says so it ends without the rest: the caller then throws the result away.
+    """
     import torch
 
     from mrp.models.loss import make_batch, token_losses
@@ -53,6 +57,8 @@ def character_losses(
             sums.index_add_(0, who, torch.stack([losses, torch.ones_like(losses)], 1))
             if tick:
                 tick(batch.tokens)
+            if stop and stop():
+                break
     model.train(was_training)
     if processes:
         sums = processes.sum(sums)

@@ -79,6 +79,24 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(labelled.float(), batch.target, reduction="none")
 
 
+def keeps_apart(model: Any) -> bool:
+    """True if samples in a row do not see each other (law 6), found by trying: another neighbour, the same losses.
+
+    Some architectures see through: in transformers 5.23 those that take no `position_ids` (Mamba, OPT, MPT, Bloom),
+    carry a state along the row (Qwen3-Next, Jamba), or do not hand positions to their mask (gpt-oss). For these, put
+    each sample into a row of its own.
+    """
+    neighbours = [Rendered(ids, [False] * 6) for ids in ([3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3])]  # in any vocabulary
+    kept = Rendered([5, 6, 7, 8, 9, 10], [False] + [True] * 5)
+    device = str(next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        one, other = (token_losses(model, make_batch([[neighbour, kept]]).to(device)) for neighbour in neighbours)
+    model.train(was_training)
+    return torch.equal(one, other)
+
+
 def _keeps_columns(model: Any) -> bool:
     """True if the model can compute the logits of chosen positions only."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -6,22 +6,29 @@ Nothing in it is a pickle of code: safetensors, a `weights_only` optimizer file 
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mrp.files import read_json, replacing_folder, write_json
+from mrp.errors import InputError
+from mrp.files import read_json, replacing_folder, settle_folder, write_json
 
 
 @dataclass
 class State:
     """What a resumed training must know."""
 
-    fingerprint: str
+    inputs: dict[str, Any]  # what the adapter depends on (`record.training_inputs`)
+    processes: int = 1
     step: int = 0  # steps done
     epochs_measured: int = 0  # epochs after which dev and held-out were measured
     best_epoch: int | None = None  # from 1
@@ -45,10 +52,11 @@ def save(
     optimizer: torch.optim.Optimizer,
     best: dict[str, torch.Tensor] | None,
 ) -> None:
-    """Write the checkpoint."""
-    with replacing_folder(checkpoint_folder(run_folder)) as folder:
-        save_file({n: p.detach().cpu().contiguous() for n, p in weights.items()}, str(folder / "weights.safetensors"))
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    """Write the checkpoint. Raises `SetupError` if the disk is full; the one before is then still there."""
+    with replacing_folder(checkpoint_folder(run_folder)) as folder, disk_errors():
+        save_file(copy_of(weights), str(folder / "weights.safetensors"))
+        with (folder / "optimizer.pt").open("wb") as file:
+            torch.save(optimizer.state_dict(), file)
         if best is not None:
             save_file(best, str(folder / "best.safetensors"))
         write_json(folder / "state.json", asdict(state))
@@ -57,7 +65,13 @@ def save(
 def read_state(run_folder: Path) -> State | None:
     """The state of a training that was stopped, or None."""
     path = checkpoint_folder(run_folder) / "state.json"
-    return State(**read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return State(**read_json(path))
+    except TypeError as error:
+        fix = "begin anew with `mrp train RUN --restart`"
+        raise InputError("this checkpoint is from another version of mrp", str(path), fix) from error
 
 
 def load(
@@ -80,8 +94,29 @@ def put(weights: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor])
 
 
 def copy_of(weights: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    return {name: p.detach().cpu().clone() for name, p in weights.items()}
+    return {name: p.detach().cpu().contiguous().clone() for name, p in weights.items()}
+
+
+def settle(run_folder: Path) -> None:
+    """After a kill in the middle of writing: the checkpoint before is in its place, half-written ones are gone."""
+    settle_folder(checkpoint_folder(run_folder))
 
 
 def remove(run_folder: Path) -> None:
-    shutil.rmtree(checkpoint_folder(run_folder), ignore_errors=True)
+    folder = checkpoint_folder(run_folder)
+    (folder / "state.json").unlink(missing_ok=True)  # first, so that a half-removed one is none
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """What safetensors and torch raise when the disk fails, as the `OSError` behind it (`files` makes it readable)."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error.__context__, OSError):  # torch, writing into a file that Python opened
+            raise error.__context__ from error
+        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error

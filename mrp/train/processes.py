@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from mrp.errors import InputError, MrpError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -50,10 +52,28 @@ class Processes:
         """True if `flag` is set in any process."""
         return flag if self.world == 1 else bool(self.sum(torch.tensor([float(flag)])).item() > 0)
 
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-        if self.world > 1:
-            dist.barrier()
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that ends in all processes when it is done in all; an `MrpError` in one of them is raised in all.
+
+        So a full disk or a locked folder, which only the first process meets, leaves no other waiting for it.
+        """
+        failed: MrpError | None = None
+        try:
+            yield
+        except MrpError as error:
+            if self.world == 1:
+                raise
+            failed = error
+        if self.world == 1:
+            return
+        texts = [""] * self.world
+        dist.all_gather_object(texts, "" if failed is None else str(failed))
+        if failed is not None:
+            raise failed
+        for rank, text in enumerate(texts):
+            if text:
+                raise InputError(f"process {rank}: {text}")
 
 
 @contextmanager
@@ -63,7 +83,9 @@ def joined() -> Iterator[Processes]:
     if world == 1:
         yield Processes()
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

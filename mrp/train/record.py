@@ -17,18 +17,19 @@ import mrp
 from mrp.config import Run
 from mrp.errors import InputError
 from mrp.files import fingerprint, read_json, sha256_file
+from mrp.train.checkpoint import State
+from mrp.train.lora import CONFIG, WEIGHTS
+from mrp.train.steps import Plan
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
-NOT_TRAINING = ("out", "question", "merge", "chat")  # options that the adapter does not depend on
+NOT_TRAINING = ("base", "cast", "out", "question", "merge", "chat")  # what the adapter does not depend on by name
 NOT_RESULT = ("threads", "checkpoint_minutes")
 
 
-def training_inputs(run: Run, base: Path, template: dict[str, Any], order: str) -> dict[str, Any]:
+def training_inputs(run: Run, base: Path, template: dict[str, Any]) -> dict[str, Any]:
     """Everything that the adapter depends on, as JSON."""
     options = run.config.model_dump(exclude=set(NOT_TRAINING))
     options["train"] = {k: v for k, v in options["train"].items() if k not in NOT_RESULT}
-    options["data"]["order"] = order
-    options.pop("cast"), options.pop("base")
     return {
         "options": options,
         "identities": {c.id: run.cast.persona(c.id) for c in run.cast},
@@ -43,6 +44,17 @@ def training_inputs(run: Run, base: Path, template: dict[str, Any], order: str) 
 
 def training_fingerprint(inputs: dict[str, Any]) -> str:
     return fingerprint(inputs)
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """What differs between two values of `training_inputs`: "options.train.epochs was 2, is 3"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [text for k in keys for text in differences(old.get(k), new.get(k), f"{at}.{k}" if at else k)]
+    if old == new:
+        return []
+    values = f"{at} was {old!r}, is {new!r}"
+    return [values if len(values) <= 80 else at]
 
 
 def data_hashes(run: Run) -> dict[str, str]:
@@ -81,9 +93,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def read_record(run: Run) -> dict[str, Any] | None:
-    """The run's record, or None if nothing was trained."""
-    return read_json(run.record) if run.record.is_file() else None
+def finished_record(run: Run, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a training with these inputs whose adapter lies there as it was written, or None."""
+    record = read_json(run.record) if run.record.is_file() else {}
+    weights = run.adapter / WEIGHTS
+    same = record.get("fingerprint") == training_fingerprint(inputs) and (run.adapter / CONFIG).is_file()
+    return record if same and weights.is_file() and record.get("adapter_sha256") == sha256_file(weights) else None
 
 
 def realised_order(log: Path) -> dict[str, Any]:
@@ -96,3 +111,38 @@ def realised_order(log: Path) -> dict[str, Any]:
                 digest.update(sample_id.encode() + b"\n")
                 count += 1
     return {"file": log.name, "samples_trained": count, "sha256": digest.hexdigest()}
+
+
+def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """`run.json` of a finished training, whose adapter is written; `log` holds its steps."""
+    after: dict[str, float] = next((e["held_out_loss"] for e in state.epochs if e["epoch"] == state.best_epoch), {})
+    held = {name: {"before": state.before[name], "after": after[name]} for name in state.before if name in after}
+    made_of = {
+        "samples": len(plan.samples),
+        "dev_samples": len(plan.dev_samples),
+        "dev_scenes": sorted({s.scene for s in plan.dev_samples}),
+        "left_out": plan.left_out,
+        "pieces_cut_from_long_samples": plan.pieces_cut,
+    }
+    return {
+        "fingerprint": training_fingerprint(state.inputs),
+        "adapter_sha256": sha256_file(run.adapter / WEIGHTS),
+        "options": run.config.model_dump(),
+        "origins": run.origins,
+        "data": state.inputs["data"] | made_of,
+        "base": state.inputs["base"],
+        "template": state.inputs["template"],
+        "order": {"asked": run.config.data.order} | realised_order(log),
+        **machine,
+        "versions": versions(),
+        "measures": {
+            "steps": state.step,
+            "tokens": state.tokens,
+            "labelled_tokens": state.labelled,
+            "seconds": round(state.seconds, 1),
+            "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+            "chosen_epoch": state.best_epoch,
+            "held_out_loss": held,
+            "epochs": state.epochs,
+        },
+    }

@@ -2,19 +2,25 @@
 
 So the number of labelled tokens of each step is known too (the loss divides by it, whatever the micro-batches and
 processes), and a resumed run knows where it was.
+
+    plan = plan_training(load_run(Path("mrp.yaml")), template)
+    plan.steps[0].sample_ids
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mrp.cast import Cast
-from mrp.config import TrainOptions
+from mrp.config import Run, TrainOptions
+from mrp.data.build import HELD_OUT, MANIFEST, TRAIN
 from mrp.data.pack import pack
-from mrp.data.samples import Sample, in_order
+from mrp.data.samples import Sample, in_order, natural_order, read_samples
+from mrp.data.split import held_out_scenes
 from mrp.errors import InputError
+from mrp.files import read_json
 from mrp.render import ChatTemplate, Rendered, render_sample
 
 
@@ -47,6 +53,78 @@ class Step:
         return [item.sample.id for row in self.rows for item in row]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """All that a training goes through, in order."""
+
+    steps: list[Step]
+    samples: list[Sample]  # trained, in the order of epoch 0
+    dev_samples: list[Sample]  # kept aside to choose the best epoch
+    dev: list[Item]
+    held_out: list[Item]
+    left_out: list[dict[str, object]]  # replies that are longer than a row: set, sample, source, how many replies
+    pieces_cut: int  # trained pieces that begin in the middle of a sample longer than a row
+
+
+def plan_training(run: Run, template: ChatTemplate, world: int = 1) -> Plan:
+    """The plan of a run whose data is built, for `world` processes.
+
+    Raises `InputError` for data that was built with other options or for another cast, for a sample without anything
+    to learn, and if no sample fits in `train.max_tokens`.
+    """
+    options, seed = run.config.train, run.config.seed
+    built = read_samples(run.data / TRAIN)
+    held = read_samples(run.data / HELD_OUT) if (run.data / HELD_OUT).stat().st_size else []
+    _check_data(run, [*built, *held])
+    samples, dev_samples = _dev_slice(_in_order_asked(run, built), options.dev, seed)
+    items: dict[str, dict[str, list[Item]]] = {}
+    left_out: list[dict[str, object]] = []
+    for name, part in (("train", samples), ("dev", dev_samples), ("held-out", held)):
+        items[name], too_long = render_all(part, template, run.cast, options.max_tokens)
+        left_out += [{"set": name} | entry for entry in too_long]
+    steps = plan_steps(samples, items["train"], options, run.config.data.order, seed, world)
+    if not steps:
+        fix = "raise train.max_tokens, or add dialogues"
+        raise InputError("there is nothing to train: no sample fits", str(run.data / TRAIN), fix)
+    cut = sum(item.rendered.dropped_turns > 0 for item in _flat(items["train"]))
+    return Plan(steps, samples, dev_samples, _flat(items["dev"]), _flat(items["held-out"]), left_out, cut)
+
+
+def _flat(items: dict[str, list[Item]]) -> list[Item]:
+    return [item for pieces in items.values() for item in pieces]
+
+
+def _check_data(run: Run, samples: Iterable[Sample]) -> None:
+    """`InputError` if the data was built with other options, or has samples of somebody who is not in the cast."""
+    fix = f"mrp data build {run.path}"
+    manifest = read_json(run.data / MANIFEST)
+    built = manifest["options"] | {"seed": manifest["seed"]}
+    asked = run.config.data.model_dump(exclude={"order"}) | {"seed": run.config.seed}
+    changed = [f"{key} was {built[key]}, is {value}" for key, value in asked.items() if built.get(key, value) != value]
+    if changed:
+        raise InputError(f"the data was built with other options: {', '.join(changed)}", str(run.data / MANIFEST), fix)
+    strangers = sorted({s.character for s in samples} - {c.id for c in run.cast})
+    if strangers:
+        raise InputError(f"the data has samples of {', '.join(strangers)}, not in the cast", str(run.data), fix)
+
+
+def _in_order_asked(run: Run, samples: list[Sample]) -> list[Sample]:
+    """The samples in the order of epoch 0: as the file has them, unless it was built in another order."""
+    order = run.config.data.order
+    if read_json(run.data / MANIFEST)["options"]["order"] == order:
+        return samples
+    return in_order(natural_order(samples, run.cast), order, run.config.seed, 0)
+
+
+def _dev_slice(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train and those kept aside to choose the best epoch (whole scenes; not the held-out ones)."""
+    speakers: dict[str, list[str]] = {}
+    for sample in samples:
+        speakers.setdefault(sample.scene, []).append(sample.character)
+    chosen = held_out_scenes(speakers, share, seed, "dev")
+    return [s for s in samples if s.scene not in chosen], [s for s in samples if s.scene in chosen]
+
+
 def render_all(
     samples: Sequence[Sample], template: ChatTemplate, cast: Cast, max_tokens: int
 ) -> tuple[dict[str, list[Item]], list[dict[str, object]]]:
@@ -57,10 +135,10 @@ def render_all(
     items: dict[str, list[Item]] = {}
     left_out: list[dict[str, object]] = []
     for sample in samples:
-        if not any(sample.loss):
-            fix = 'mark one of the character\'s turns with "loss": true, or delete the line'
-            raise InputError(f"nothing to learn in sample {sample.id!r}: no turn has a loss", sample.source, fix)
         pieces, too_long = render_sample(template, cast, sample, max_tokens)
+        if not pieces and not too_long:  # own lines that follow one another are learnt together or not at all
+            fix = 'mark a whole turn of the character with "loss": true, or delete the line'
+            raise InputError(f"nothing to learn in sample {sample.id!r}: no turn has a loss", sample.source, fix)
         items[sample.id] = [Item(sample, piece) for piece in pieces]
         if too_long:
             left_out.append({"sample": sample.id, "source": sample.source, "replies": too_long})
