@@ -39,6 +39,7 @@ class Character(StrictModel):
     name: str = Field(min_length=1)
     """The name as people write it."""
     aliases: list[str] = []
+    """Other names; data may use them too."""
     persona: str = ""
     """The system prompt: who the character is, in two or three sentences."""
     greeting: str = ""
@@ -48,6 +49,7 @@ class Character(StrictModel):
     dialogues: list[str] = []
     """Files with this character's dialogues."""
     lore: list[LoreEntry] = []
+    """Facts the character knows: `keys` (words that bring it up) and `text`."""
 
     @pydantic.field_validator("id")
     @classmethod
@@ -67,11 +69,13 @@ class Cast(StrictModel):
     """All characters of one model, with what they share."""
 
     language: Literal["en", "zh"] = "en"
+    """Of the few words that mrp adds itself, such as the name of an unknown speaker."""
     home: str = ""
     """The folder where the paths in this file start, seen from the file; empty: where the file lies."""
     scenario: str = ""
     """The setting that every chat and scene starts from, unless a scene brings its own."""
     characters: list[Character] = Field(min_length=1)
+    """See below."""
     dialogues: list[str] = []
     """Files with scenes of several characters."""
 

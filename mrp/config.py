@@ -42,15 +42,19 @@ class TrainOptions(StrictModel):
     """How the adapter is trained."""
 
     epochs: int = Field(3, ge=1, le=1000)
+    """Passes over the training samples; the best one (by the dev slice) is kept."""
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     """Peak rate of AdamW; cosine decay to zero over all epochs."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the rate rises from zero; at least two steps."""
     rank: int = Field(16, ge=1, le=512)
+    """Rank of the LoRA matrices."""
     alpha: int = Field(16, ge=1)
     """LoRA scale: the adapter's output is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the LoRA input that is dropped in training."""
     weight_decay: float = Field(0.0, ge=0, lt=1)
+    """Decoupled weight decay of AdamW."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient of a step."""
     max_tokens: int = Field(512, ge=32)
@@ -73,6 +77,7 @@ class MergeOptions(StrictModel):
     """How the adapter is folded into the base."""
 
     max_shard_size: str = Field("2GB", pattern=r"^[0-9.]+\s*[kKMGT]?i?B$")
+    """Largest safetensors file of the merged model."""
 
 
 class ChatOptions(StrictModel):
@@ -81,7 +86,9 @@ class ChatOptions(StrictModel):
     temperature: float = Field(0.7, ge=0, le=5)
     """0: always the likeliest token."""
     top_p: float = Field(0.9, gt=0, le=1)
+    """Only the likeliest tokens that make up this share of the probability are sampled."""
     max_new_tokens: int = Field(128, ge=1)
+    """Longest reply."""
     context_tokens: int = Field(2048, ge=64)
     """Tokens of persona, history and reply; old turns are dropped whole to stay under it."""
 
@@ -92,9 +99,11 @@ class RunConfig(StrictModel):
     base: str = "smollm2-135m-instruct"
     """A known base model (`mrp pull`), or a folder in Hugging Face format."""
     cast: str = "cast.yaml"
+    """The cast file, seen from the run file."""
     out: str = "run"
     """The run folder: data, adapter, merged model, measures."""
     seed: int = Field(0, ge=0)
+    """Decides the split, the shuffling, the adapter's start and the sampled replies of `mrp run`."""
     question: str = ""
     """What `mrp run` asks every character, before and after training; empty: "Who are you, ...?"."""
     data: DataOptions = DataOptions()
@@ -174,11 +183,17 @@ def keep_run(run: Run) -> None:
         return
     config = run.config.model_dump()
     config |= {"base": moved_path(run.config.base, run.path.parent, run.folder), "cast": KEPT_CAST_FILE, "out": "."}
-    cast = {"language": run.cast.language, "home": _relative(run.cast_path.parent / run.cast.home, run.folder)}
-    cast |= run.cast.model_dump(exclude_defaults=True, exclude={"home", "language"})
-    for name, value in ((KEPT_RUN_FILE, config), (KEPT_CAST_FILE, cast)):
+    text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False, width=120)
+    for name, content in ((KEPT_RUN_FILE, text), (KEPT_CAST_FILE, cast_text(run, run.folder))):
         with replacing(run.folder / name) as file:
-            yaml.safe_dump(value, file, allow_unicode=True, sort_keys=False, width=120)
+            file.write(content)
+
+
+def cast_text(run: Run, folder: Path) -> str:
+    """The run's cast as YAML to be kept in `folder`: its paths start where they started."""
+    cast = {"language": run.cast.language, "home": _relative(run.cast_path.parent / run.cast.home, folder)}
+    cast |= run.cast.model_dump(exclude_defaults=True, exclude={"home", "language"})
+    return yaml.safe_dump(cast, allow_unicode=True, sort_keys=False, width=120)
 
 
 def moved_path(base: str, old_home: Path, new_home: Path) -> str:

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from mrp.errors import InputError, SetupError
+from mrp.errors import InputError, MrpError, SetupError
 
 LOCK_NAME = ".mrp.lock"
+PART, OLD = ".mrp-", ".mrp-old-"  # how the names begin of what is being written, and of what is being replaced
 ID_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # ids become file names, on every system
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
@@ -34,8 +35,11 @@ def is_safe_id(text: str) -> bool:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[str]]:
     """Open a text file beside `path` for writing; it takes the place of `path` only if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".mrp-", suffix=".part", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=PART, suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             yield file
@@ -55,8 +59,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     A process killed between the two renames leaves no `path`: `settle_folder` puts the old one back.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".mrp-{path.name}-", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f"{PART}{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise disk_error(error, path) from error
     part.chmod(0o755)
     try:
         yield part
@@ -66,7 +73,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             Path(path).replace(old)
         Path(part).replace(path)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:
         raise disk_error(error, path) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -76,28 +83,39 @@ def settle_folder(path: Path) -> None:
     """Undo what a process killed inside `replacing_folder(path)` left. The caller holds the lock of the folder."""
     if _old(path).is_dir() and not path.exists():
         _old(path).replace(path)
-    for leftover in (_old(path), *path.parent.glob(f".mrp-{path.name}-*")):
+    for leftover in (_old(path), *path.parent.glob(f"{PART}{path.name}-*")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _old(path: Path) -> Path:
     """Where the folder `path` waits while its successor moves in."""
-    return path.with_name(f".mrp-old-{path.name}")
+    return path.with_name(f"{OLD}{path.name}")
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
+def disk_error(error: Exception, path: Path) -> Exception:
     """`error` as a `SetupError` where it is about the disk (full, read-only, no permission), else itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, MrpError):
+        return error
+    number = error.errno if isinstance(error, OSError) else None
+    # torch and safetensors report a full disk by errors of their own
+    if number in (errno.ENOSPC, errno.EDQUOT) or (number is None and _is_full(path.parent)):
         return SetupError(
             f"no space left on the disk while writing {path.name}",
             str(path),
             "free some space, then run the command again",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return SetupError(
-            f"cannot write {path.name}: {error.strerror}", str(path), "choose a folder that you may write to"
+            f"cannot write {path.name}: {os.strerror(number)}", str(path), "choose a folder that you may write to"
         )
+    if number in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        what = f"cannot write {path.name}: a file stands where a folder is wanted, or a folder where a file is"
+        return SetupError(what, str(path), "choose another place, or move away what stands there")
     return error
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < 2**20
 
 
 def need_space(folder: Path, needed_bytes: int, what: str) -> None:
@@ -147,6 +165,24 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sampled_sha256(path: Path, samples: int = 64, sample_bytes: int = 16 * 2**10) -> str:
+    """A hash of a file that tells fine-tunes of one model apart without reading gigabytes.
+
+    Over the length, the first MiB and `samples` places spread evenly; a small file counts whole.
+    """
+    length = path.stat().st_size
+    digest = hashlib.sha256(str(length).encode())
+    with path.open("rb") as file:
+        if length <= 2**20 + samples * sample_bytes:
+            digest.update(file.read())
+        else:
+            digest.update(file.read(2**20))
+            for k in range(samples):
+                file.seek(2**20 + (length - 2**20 - sample_bytes) * k // (samples - 1))
+                digest.update(file.read(sample_bytes))
+    return digest.hexdigest()
+
+
 def fingerprint(value: Any) -> str:
     """Hex SHA-256 of a JSON value, the same on every machine (keys sorted)."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
@@ -157,7 +193,8 @@ def fingerprint(value: Any) -> str:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone; `SetupError` if another command works in it.
 
-    The lock is the operating system's own (released when the process ends, however it ends).
+    The lock is the operating system's own (released when the process ends, however it ends). What a killed command
+    left half-written here is settled first.
     """
     import filelock
 
@@ -177,9 +214,22 @@ def folder_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise disk_error(error, folder) from error
     try:
+        if lock.lock_counter == 1:  # not within another block of this process, which may be writing
+            _settle_all(folder)
         yield
     finally:
         lock.release()
+
+
+def _settle_all(folder: Path) -> None:
+    """`settle_folder` for every folder in `folder`, and half-written files taken away."""
+    for old in folder.glob(f"{OLD}*"):
+        settle_folder(folder / old.name.removeprefix(OLD))
+    for part in folder.glob(f"{PART}*"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def size_text(count: float) -> str:

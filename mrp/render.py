@@ -160,11 +160,9 @@ class ChatTemplate:
         `max_tokens` (windows: each learnt reply is in exactly one, with as many whole turns before it as fit).
         Replies that do not fit even alone are in none (`render_sample` counts them).
         """
-        if not self.traits.append_only:
-            learnt = [k for k, m in enumerate(messages) if m.loss]
-            alone = [[replace(m, loss=m.loss and i == k) for i, m in enumerate(messages[: k + 1])] for k in learnt]
-            return [r for one in alone for r in self._windows(one, max_tokens, opening)]
-        return self._windows(list(messages), max_tokens, opening)
+        learnt = [k for k, m in enumerate(messages) if m.loss]
+        groups = [learnt] if self.traits.append_only else [[k] for k in learnt]
+        return [w for group in groups if group for w in self._windows(messages, group, max_tokens, opening)]
 
     def texts(self, rendered: Rendered) -> list[tuple[str, bool]]:
         """A rendered sample as text again, in stretches that are learnt or not: for the eye."""
@@ -177,13 +175,12 @@ class ChatTemplate:
 
     # -- windows --------------------------------------------------------------------------------------------------
 
-    def _windows(self, messages: list[Message], max_tokens: int | None, opening: str) -> list[Rendered]:
-        learnt = [k for k, m in enumerate(messages) if m.loss]
-        if not learnt:
-            return []
-        messages = messages[: learnt[-1] + 1]
-        if max_tokens is None or self.traits.append_only:  # else it is one reply, and the window below is the whole
-            whole = self._rendered(messages, opening)
+    def _windows(
+        self, messages: Sequence[Message], learnt: list[int], max_tokens: int | None, opening: str
+    ) -> list[Rendered]:
+        """The windows that learn the replies `learnt`."""
+        if max_tokens is None or self.traits.append_only:  # else it is one reply, and its window may be the whole
+            whole = self._part(messages, 0, learnt[-1] + 1, learnt, opening)
             if max_tokens is None or len(whole.input_ids) <= max_tokens:
                 return [whole]
         windows: list[Rendered] = []
@@ -198,14 +195,13 @@ class ChatTemplate:
         return windows
 
     def _window(
-        self, messages: list[Message], learnt: list[int], max_tokens: int, opening: str
+        self, messages: Sequence[Message], learnt: list[int], max_tokens: int, opening: str
     ) -> tuple[Rendered, int] | None:
         """The window that learns the first of `learnt` and those after it that still fit; and how many they are."""
         head, reply = _head(messages), learnt[0]
 
         def window(start: int, end: int) -> Rendered:
-            kept = [replace(m, loss=m.loss and k >= reply) for k, m in enumerate(messages[start:end], start)]
-            return replace(self._rendered(messages[:head] + kept, opening), dropped_turns=start - head)
+            return self._part(messages, start, end, learnt, opening)
 
         def fits(start: int, end: int, limit: int) -> bool:
             return len(window(start, end).input_ids) <= limit
@@ -222,15 +218,16 @@ class ChatTemplate:
         return window(start, learnt[count - 1] + 1), count
 
     def _starts(self, messages: Sequence[Message], head: int, end: int) -> list[int]:
-        """Where `messages[head:end]` may begin when old messages are dropped: the shortest choice first, `head` last."""
+        """Where `messages[head:end]` may begin when old messages are dropped: the shortest choice first."""
         any_role = self.traits.opens_with_reply
         return [k for k in range(end - 1, head, -1) if any_role or messages[k].role == "user"] + [head]
 
-    def _rendered(self, messages: Sequence[Message], opening: str) -> Rendered:
-        adapted = self._adapted(messages, opening)
-        if not self.traits.append_only:
-            last = len(adapted) - 1
-            adapted = [m if k == last else replace(m, loss=False) for k, m in enumerate(adapted)]
+    def _part(self, messages: Sequence[Message], start: int, end: int, learnt: Sequence[int], opening: str) -> Rendered:
+        """The system message and `messages[start:end]`, with the replies `learnt` learnt."""
+        head, chosen = _head(messages), set(learnt)
+        start = max(start, head)
+        kept = [replace(m, loss=k in chosen) for k, m in enumerate(messages[start:end], start)]
+        adapted = self._adapted([*messages[:head], *kept], opening)
         frame = self._frame_for(adapted, False)
         loss_of = {k: m.loss for k, m in enumerate(adapted)}
         ids: list[int] = []
@@ -238,7 +235,7 @@ class ChatTemplate:
         for piece, supervised in self._encode(frame, adapted, loss_of):
             ids += piece
             loss += [supervised] * len(piece)
-        return Rendered(ids, loss)
+        return Rendered(ids, loss, start - head)
 
     def _begun(self, adapted: list[Message]) -> list[int]:
         """The ids of a dialogue whose last reply goes on in a new line."""

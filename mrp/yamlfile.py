@@ -1,6 +1,6 @@
 """A YAML file into a typed model, with every fault named by file, line and key.
 
-    cast = load_yaml(Path("cast.yaml"), Cast)
+    cast = check_value(read_yaml(path), Cast, path, key_lines(path))
 
 Strict: unknown keys are refused with the nearest known one, keys given twice are refused, types are not guessed.
 Raises `InputError` (or `ManyFaults`: all of them in one pass).
@@ -9,7 +9,7 @@ Raises `InputError` (or `ManyFaults`: all of them in one pass).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,11 +28,6 @@ class StrictModel(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
-def load_yaml(path: Path, model: type[Model]) -> Model:
-    """Read and check the YAML file at `path`."""
-    return check_value(read_yaml(path), model, path, key_lines(path))
-
-
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 2e-4 is a number (YAML 1.2; in 1.1 it wants a dot, and is a text without one)."""
 
@@ -44,20 +39,35 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 
 def read_yaml(path: Path) -> Any:
     """The plain value of a YAML file; an empty file is an empty mapping."""
-    return parse_yaml(_text(path)) or {}
+    value = parse_yaml(_text(path), str(path))
+    return {} if value is None else value
 
 
-def parse_yaml(text: str) -> Any:
-    """The plain value of a YAML text."""
-    return yaml.load(text, Loader=_Loader)
+def parse_yaml(text: str, where: str) -> Any:
+    """The plain value of a YAML text; `where` tells a person where the text stands."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise _broken(error, where) from None
+    except (ValueError, RecursionError) as error:  # such as the date 2026-02-31
+        raise InputError(f"broken YAML: {error}", where, "put quotes around texts that YAML takes for something else")
 
 
-def check_value(value: Any, model: type[Model], path: Path, lines: dict[KeyPath, int]) -> Model:
-    """`value` as a `model`; faults are placed at `path` and the line of their key."""
+def _broken(error: yaml.YAMLError, where: str) -> InputError:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{where}:{mark.line + 1}" if mark else where
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+    return InputError(f"broken YAML: {problem}", place, "look at the indent and the quotes there")
+
+
+def check_value(
+    value: Any, model: type[Model], path: Path, lines: dict[KeyPath, int], flags: Collection[str] = ()
+) -> Model:
+    """`value` as a `model`; faults are placed at `path` and the line of their key, or at the flag that gave it."""
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
-        faults = [_fault(item, model, path, lines) for item in error.errors(include_url=False)]
+        faults = [_fault(item, model, path, lines, flags) for item in error.errors(include_url=False)]
     raise_all(path.name, faults)
     raise AssertionError("a validation error without faults")
 
@@ -67,16 +77,17 @@ def key_lines(path: Path) -> dict[KeyPath, int]:
     try:
         root = yaml.compose(_text(path), Loader=_Loader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "it cannot be read"
-        raise InputError(f"broken YAML: {problem}", place, "look at the indent and the quotes of that line") from None
+        raise _broken(error, str(path)) from None
     lines: dict[KeyPath, int] = {}
     faults: list[MrpError] = []
 
     def walk(node: yaml.Node | None, at: KeyPath) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    place = f"{path}:{key.start_mark.line + 1}"
+                    faults.append(InputError("a key is a list or a mapping", place, "write `key: value` lines"))
+                    continue
                 here = (*at, key.value)
                 line = key.start_mark.line + 1
                 if here in lines:
@@ -91,7 +102,11 @@ def key_lines(path: Path) -> dict[KeyPath, int]:
                 lines[(*at, index)] = item.start_mark.line + 1
                 walk(item, (*at, index))
 
-    walk(root, ())
+    try:
+        walk(root, ())
+    except RecursionError:
+        fix = "take out anchors (&) and aliases (*)"
+        raise InputError("the YAML goes deeper than any file of mrp does", str(path), fix) from None
     raise_all(path.name, faults)
     return lines
 
@@ -119,13 +134,19 @@ def _text(path: Path) -> str:
         ) from None
     except IsADirectoryError:
         raise InputError("a folder stands where a file is wanted", str(path), "name the file in it") from None
+    except NotADirectoryError:
+        raise InputError(f"no such file: {path.name}", str(path), "check the path") from None
+    except PermissionError:
+        raise InputError("the file may not be read", str(path), "give yourself permission to read it") from None
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text (byte {error.start})", str(path), "save the file as UTF-8") from None
 
 
-def _fault(item: Any, model: type[pydantic.BaseModel], path: Path, lines: dict[KeyPath, int]) -> MrpError:
+def _fault(
+    item: Any, model: type[pydantic.BaseModel], path: Path, lines: dict[KeyPath, int], flags: Collection[str]
+) -> MrpError:
     at: KeyPath = tuple(item["loc"])
-    where = place_of(path, lines, at)
+    where = f"--set {key_text(at)}" if key_text(at) in flags else place_of(path, lines, at)
     if item["type"] == "extra_forbidden":
         known = _fields_at(model, at[:-1])
         return InputError(f"unknown key {str(at[-1])!r}", where, nearest(str(at[-1]), known))
@@ -134,6 +155,8 @@ def _fault(item: Any, model: type[pydantic.BaseModel], path: Path, lines: dict[K
     if item["type"] == "value_error":  # our own validators: "what|fix"
         what, _, fix = str(item["ctx"]["error"]).partition("|")
         return InputError(what, where, fix)
+    if item["type"] in ("model_type", "dict_type"):
+        return InputError(f"wanted are `key: value` lines, not {_short(item['input'])}", where, "correct the value")
     message = item["msg"][:1].lower() + item["msg"][1:]
     return InputError(f"{message}, not {_short(item['input'])}", where, "correct the value")
 

@@ -149,9 +149,7 @@ SHAPES: dict[str, Shape] = {
         ),
         Shape(
             "internlm2",
-            lambda: sentencepiece_like(
-                CHATML[1:], space="first", bos_token="<s>", eos_token="</s>", pad_token="</s>"
-            ),
+            lambda: sentencepiece_like(CHATML[1:], space="first", bos_token="<s>", eos_token="</s>", pad_token="</s>"),
             "<|im_end|>",
             bos="<s>",
         ),
@@ -171,9 +169,7 @@ SHAPES: dict[str, Shape] = {
         ),
         Shape(
             "llama3",
-            lambda: byte_level(
-                HEADERS, digits=3, adds_bos=True, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
-            ),
+            lambda: byte_level(HEADERS, digits=3, adds_bos=True, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"),
             "<|eot_id|>",
             bos="<|begin_of_text|>",
         ),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mrp.errors import InputError, MrpError, SetupError, nearest, raise_all
+from mrp.files import sampled_sha256
 
 RECORD_NAME = "mrp-base.json"
 RECORD_FORMAT = 1  # raise it when the conversion changes what it writes: older folders are then pulled anew
@@ -238,3 +239,9 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def model_identity(folder: Path) -> dict[str, str]:
+    """What tells one model folder from another: a hash of each file that counts (of weights, a sampled one)."""
+    kinds = (".safetensors", ".json", ".jinja", ".model")
+    return {path.name: sampled_sha256(path) for path in sorted(folder.iterdir()) if path.suffix in kinds}

@@ -94,7 +94,7 @@ def keeps_apart(model: Any) -> bool:
     with torch.no_grad():
         one, other = (token_losses(model, make_batch([[neighbour, kept]]).to(device)) for neighbour in neighbours)
     model.train(was_training)
-    return torch.equal(one, other)
+    return bool(torch.equal(one, other))
 
 
 def _keeps_columns(model: Any) -> bool:

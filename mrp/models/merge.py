@@ -10,7 +10,6 @@ takes its place; until then, and if anything fails, an earlier merge stays as it
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from mrp.config import KEPT_CAST_FILE, Run, load_run
+from mrp.config import KEPT_CAST_FILE, Run, cast_text, load_run
 from mrp.errors import InputError, MrpError
 from mrp.files import (
     folder_lock,
@@ -29,12 +27,13 @@ from mrp.files import (
     read_json,
     replacing,
     replacing_folder,
+    sampled_sha256,
     sha256_file,
     size_text,
     write_json,
 )
 from mrp.models.adapter_file import CONFIG, WEIGHTS, Pair, read_adapter
-from mrp.models.bases import check_base_folder, find_base
+from mrp.models.bases import check_base_folder, find_base, model_identity
 from mrp.models.merge_check import verify
 from mrp.models.shards import (
     Piece,
@@ -47,14 +46,12 @@ from mrp.models.shards import (
     read_weights,
     row_blocks,
     same_bytes,
-    sampled_sha256,
     shard_bytes,
-    weight_files,
     write_shards,
 )
 from mrp.report import SILENT, Reporter
 from mrp.train.lora import check_adapter_folder
-from mrp.train.record import base_identity, versions
+from mrp.train.record import versions
 
 MERGE_RECORD = "mrp-merge.json"
 RECORD_FORMAT = 1  # raise it when a merge writes something else for the same inputs: older ones are then done anew
@@ -131,7 +128,7 @@ def reshard(model: Path, out: Path, max_shard_size: str = "2GB", report: Reporte
             shutil.copyfile(cast, part / KEPT_CAST_FILE)
         record = {
             "format": RECORD_FORMAT,
-            "inputs": {"base": _identity(model), "adapter": None, "max_shard_bytes": limit},
+            "inputs": {"base": model_identity(model), "adapter": None, "max_shard_bytes": limit},
             "merged_before": read_json(model / MERGE_RECORD) if (model / MERGE_RECORD).is_file() else None,
             "shards": {shard.name: shard.data_bytes for shard in shards},
             "made_with": versions(),
@@ -149,7 +146,7 @@ def is_merged(run: Run) -> bool:
     with suppress(MrpError, OSError):
         base = find_base(run.config.base, run.path.parent)
         inputs = _inputs(base, run.adapter, shard_bytes(run.config.merge.max_shard_size))
-        return is_intact(run.merged, inputs) and _kept_cast(run.merged) == _cast_text(run)
+        return is_intact(run.merged, inputs) and _kept_cast(run.merged) == cast_text(run, run.merged)
     return False
 
 
@@ -158,22 +155,10 @@ def merge_run(run: Run, report: Reporter = SILENT) -> Path:
     for a chat. The caller holds the run folder's lock. Returns the folder."""
     base = find_base(run.config.base, run.path.parent)
     merge(base, run.adapter, run.merged, max_shard_size=run.config.merge.max_shard_size, report=report)
-    if _kept_cast(run.merged) != _cast_text(run):
+    if _kept_cast(run.merged) != cast_text(run, run.merged):
         with replacing(run.merged / KEPT_CAST_FILE) as file:
-            file.write(_cast_text(run))
+            file.write(cast_text(run, run.merged))
     return run.merged
-
-
-def _cast_text(run: Run) -> str:
-    """The run's cast as YAML, its paths as seen from the merged folder."""
-    home = (run.cast_path.parent / run.cast.home).resolve()
-    try:
-        shown = Path(os.path.relpath(home, run.merged.resolve())).as_posix()
-    except ValueError:  # another drive, on Windows
-        shown = str(home)
-    cast = {"language": run.cast.language, "home": shown}
-    cast |= run.cast.model_dump(exclude_defaults=True, exclude={"language", "home"})
-    return yaml.safe_dump(cast, allow_unicode=True, sort_keys=False, width=120)
 
 
 def _kept_cast(folder: Path) -> str:
@@ -293,15 +278,10 @@ def _files_to_copy(base: Path) -> list[Path]:
     return sorted(p for p in found if not any(p.match(pattern) for pattern in NOT_COPIED))
 
 
-def _identity(model: Path) -> dict[str, Any]:
-    """What tells one model folder from another: its small files, and samples of its weights."""
-    return {"files": base_identity(model), "weights": {p.name: sampled_sha256(p) for p in weight_files(model)}}
-
-
 def _inputs(base: Path, adapter: Path, max_shard_bytes: int) -> dict[str, Any]:
     """Everything that a merge depends on; equal inputs make it needless to merge again."""
     hashes = {name: sha256_file(adapter / name) for name in (CONFIG, WEIGHTS)}
-    return {"base": _identity(base), "adapter": hashes, "max_shard_bytes": max_shard_bytes}
+    return {"base": model_identity(base), "adapter": hashes, "max_shard_bytes": max_shard_bytes}
 
 
 def is_intact(folder: Path, inputs: dict[str, Any]) -> bool:

@@ -10,7 +10,6 @@ No model ever lies in memory whole: a piece has at most `PIECE_BYTES`. The forma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -178,24 +177,6 @@ def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
     if (one.dtype, one.shape, one.nbytes) != (other.dtype, other.shape, other.nbytes):
         return False
     return all(a == b for a, b in zip(raw_pieces(one), raw_pieces(other), strict=True))
-
-
-def sampled_sha256(path: Path, samples: int = 64, sample_bytes: int = 16 * 2**10) -> str:
-    """A hash of a file that tells fine-tunes of one model apart without reading gigabytes.
-
-    Over the length, the first MiB and `samples` places spread evenly; a small file counts whole.
-    """
-    length = path.stat().st_size
-    digest = hashlib.sha256(str(length).encode())
-    with path.open("rb") as file:
-        if length <= 2**20 + samples * sample_bytes:
-            digest.update(file.read())
-        else:
-            digest.update(file.read(2**20))
-            for k in range(samples):
-                file.seek(2**20 + (length - 2**20 - sample_bytes) * k // (samples - 1))
-                digest.update(file.read(sample_bytes))
-    return digest.hexdigest()
 
 
 # -- writing -------------------------------------------------------------------------------------------------------

@@ -15,11 +15,10 @@ from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, Run
 from mrp.errors import InputError
 from mrp.models.bases import check_base_folder, find_base
 from mrp.models.load import hardware, load_model, load_tokenizer, set_threads
+from mrp.models.merge import is_merged
 from mrp.play.conversation import Player
 from mrp.play.engine import TransformersEngine
 from mrp.render import ChatTemplate
-
-MERGE_RECORD = "mrp-merge.json"
 
 
 def open_player(
@@ -69,8 +68,11 @@ def load_player(
 
 
 def model_of(run: Run) -> tuple[Path, Path | None]:
-    """The model folder of a run and the adapter to load on top of it: merged and None, or base and adapter."""
-    if (run.merged / MERGE_RECORD).is_file():
+    """The model folder of a run and the adapter to load on top of it: merged and None, or base and adapter.
+
+    A merged model that was made from an earlier adapter is left aside.
+    """
+    if is_merged(run):
         return run.merged, None
     if not run.adapter.is_dir():
         raise InputError("nothing is trained here yet", str(run.folder), f"mrp run {run.path}")

@@ -6,6 +6,9 @@ Source of the method: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Langua
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,8 @@ def add_adapter(model: Any, options: TrainOptions, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return _without_casts(peft.get_peft_model(model, config, autocast_adapter_dtype=True))
+        with _no_advice_to_peft():
+            return _without_casts(peft.get_peft_model(model, config, autocast_adapter_dtype=True))
     except ValueError as error:
         raise InputError(f"LoRA finds no layers in this model: {error}", "base", "take another base model") from error
 
@@ -43,12 +47,21 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
     check_adapter_folder(folder)
     try:
-        loaded = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False, autocast_adapter_dtype=True)
+        with _no_advice_to_peft():
+            loaded = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False, autocast_adapter_dtype=True)
     except (RuntimeError, ValueError, KeyError) as error:
         first = (str(error).splitlines() or [""])[0]
         fix = "use the base model that the adapter was trained on (see its run.json)"
         raise InputError(f"the adapter does not fit the base model: {first}", str(folder), fix) from error
     return _without_casts(loaded.eval())
+
+
+@contextmanager
+def _no_advice_to_peft() -> Iterator[None]:
+    """Without the warning that PEFT (0.21) uses a name which transformers (5.23) is going to drop: nobody here can."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
 
 
 def _without_casts(model: Any) -> Any:

@@ -17,6 +17,7 @@ import mrp
 from mrp.config import Run
 from mrp.errors import InputError
 from mrp.files import fingerprint, read_json, sha256_file
+from mrp.models.bases import model_identity
 from mrp.train.checkpoint import State
 from mrp.train.lora import CONFIG, WEIGHTS
 from mrp.train.steps import Plan
@@ -37,7 +38,7 @@ def training_inputs(run: Run, base: Path, template: dict[str, Any]) -> dict[str,
         "scenario": run.cast.scenario,
         "language": run.cast.language,
         "data": data_hashes(run),
-        "base": base_identity(base),
+        "base": model_identity(base),
         "template": template,
     }
 
@@ -66,20 +67,6 @@ def data_hashes(run: Run) -> dict[str, str]:
             raise InputError(f"the data is not built: no {name}", str(path), f"run `mrp data build {run.path}`")
         hashes[name] = sha256_file(path)
     return hashes
-
-
-def base_identity(folder: Path) -> dict[str, Any]:
-    """What tells one base model from another without reading all of it: hashes of its small files, weights' headers."""
-    identity: dict[str, Any] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                head = hashlib.sha256(file.read(min(length, 100_000_000))).hexdigest()
-            identity[path.name] = [path.stat().st_size, head]
-        elif path.suffix in (".json", ".jinja", ".model"):
-            identity[path.name] = sha256_file(path)
-    return identity
 
 
 def versions() -> dict[str, str]:
