@@ -56,9 +56,19 @@ class Character(StrictModel):
     def _id_is_safe(cls, value: str) -> str:
         if not is_safe_id(value):
             raise ValueError(f"the id {value!r} cannot be a file name|use ASCII letters, digits, '_' and '-'")
-        if value == OTHER:
+        if value.casefold() == OTHER:
             raise ValueError(f"the id {OTHER!r} is kept for unknown speakers|choose another id")
         return value
+
+    @pydantic.field_validator("name", "aliases")
+    @classmethod
+    def _names_are_one_line(cls, value: str | list[str]) -> str | list[str]:
+        for name in [value] if isinstance(value, str) else value:
+            if not name.strip() or not name.isprintable():
+                raise ValueError(f"{name!r} is no name|write a name on one line, or leave it out")
+            if name.strip().casefold() == OTHER:
+                raise ValueError(f"the name {name!r} is kept for unknown speakers|choose another name")
+        return value.strip() if isinstance(value, str) else [name.strip() for name in value]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,17 +133,20 @@ def load_cast(path: Path) -> Cast:
     value = read_yaml(path)
     cast = check_value(value, Cast, path, lines)
     faults: list[MrpError] = []
-    seen: dict[str, str] = {}
+    owners: dict[str, int] = {}  # of a name, whatever its case: the number of its character
     for index, character in enumerate(cast.characters):
-        for name in dict.fromkeys(n.strip().casefold() for n in character.names):
-            if name in seen and seen[name] != character.id:
-                where = place_of(path, lines, ("characters", index, "id"))
-                faults.append(
-                    InputError(f"{name!r} is also the id, name or alias of {seen[name]!r}", where, "make it unique")
-                )
-            elif name in seen:
-                where = place_of(path, lines, ("characters", index, "id"))
-                faults.append(InputError(f"the id {name!r} is used twice", where, "give each character its own id"))
-            seen[name] = character.id
+        keys: list[tuple[str | int, ...]] = [
+            ("id",),
+            ("name",),
+            *(("aliases", k) for k in range(len(character.aliases))),
+        ]
+        for name, key in zip(character.names, keys, strict=True):
+            owner = owners.setdefault(name.casefold(), index)
+            if owner != index:
+                known = cast.characters[owner].id
+                both_ids = key == ("id",) and name.casefold() == known.casefold()
+                what = f"the id {name!r} is used twice" if both_ids else f"{name!r} is also a name of {known!r}"
+                where = place_of(path, lines, ("characters", index, *key))
+                faults.append(InputError(what, where, "give each character names that no other has"))
     raise_all(path.name, faults)
     return cast

@@ -12,13 +12,15 @@ import inspect
 import json
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mrp.errors import InputError, MrpError
+from mrp.errors import InputError, MrpError, Stopped
 from mrp.report import ConsoleReporter, Reporter
 
 app = typer.Typer(
@@ -78,39 +80,53 @@ def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, deb
             work()
         return
     try:
-        result = work()
-    except KeyboardInterrupt:
-        report.err.print("interrupted")
-        raise typer.Exit(130) from None
-    except MrpError as error:
+        with warnings.catch_warnings():
+            if not debug:  # what libraries say to their own developers
+                warnings.filterwarnings("ignore", module=r"(torch|transformers|peft)\b")
+            result = work()
+    except BrokenPipeError:
+        raise  # who read our output has seen enough; typer ends quietly
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
-            raise
-        report.err.print(f"error: {error}")
+            traceback.print_exc()
+        fault = _fault(error)
+        report.err.print(str(fault) if isinstance(fault, Stopped) else f"error: {fault}")
         if as_json:
-            print(json.dumps({"error": error.as_json()}, ensure_ascii=False))
-        raise typer.Exit(error.exit_code) from None
-    except Exception as error:
-        if debug:
-            raise
-        report.err.print(f"error: {type(error).__name__}: {error}")
-        report.err.print("  This is a fault of mrp. `--debug` shows where; please report it with that output.")
-        if as_json:
-            print(json.dumps({"error": {"what": f"{type(error).__name__}: {error}"}}, ensure_ascii=False))
-        raise typer.Exit(1) from None
+            print(json.dumps({"error": fault.as_json()}, ensure_ascii=False))
+        raise typer.Exit(fault.exit_code) from None
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
 
 
-def _load(path: Path, settings: list[str] | None = None) -> Any:
-    from mrp.config import load_run
+def _fault(error: BaseException) -> MrpError:
+    """`error` as one that can be told: what, where, fix."""
+    from mrp.files import disk_error
 
+    if isinstance(error, KeyboardInterrupt):
+        return Stopped("interrupted")
+    if isinstance(error, OSError) and error.errno:
+        error = disk_error(error, Path(error.filename or "a file"))
+    if isinstance(error, MrpError):
+        return error
+    fix = "this is a fault of mrp; please report it with what `--debug` shows"
+    return MrpError(f"{type(error).__name__}: {error}", fix=fix)
+
+
+def _given(settings: list[str] | None) -> dict[str, str]:
+    """--set KEY=VALUE as a mapping."""
     given: dict[str, str] = {}
     for setting in settings or []:
         key, mark, value = setting.partition("=")
         if not mark:
             raise InputError(f"--set wants KEY=VALUE, not {setting!r}", "--set", "for example --set train.epochs=2")
         given[key.strip()] = value.strip()
-    return load_run(path, given)
+    return given
+
+
+def _load(path: Path, settings: list[str] | None = None) -> Any:
+    from mrp.config import load_run
+
+    return load_run(path, _given(settings))
 
 
 @command(app, "init")
@@ -119,17 +135,22 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR")], report: Reporte
     from mrp.presets import write_starter
 
     files = write_starter(folder)
-    report.line(f"wrote {', '.join(p.name for p in files)} in {folder}")
+    report.line(f"wrote {', '.join(p.relative_to(folder).as_posix() for p in files)} in {folder}")
     report.line(f"next: put your characters into {folder / 'cast.yaml'}, then `mrp run {folder / 'mrp.yaml'}`")
     return {"files": [str(p) for p in files]}
 
 
 @command(app, "run")
-def run_command(report: Reporter, run: RUN = HERE, set_: SET = None) -> Any:
-    """Pull, build, train, merge and try out; skips what is done, goes on where it was stopped."""
+def run_command(
+    report: Reporter,
+    run: RUN = HERE,
+    restart: Annotated[bool, typer.Option("--restart", help="Train anew, whatever is there.")] = False,
+    set_: SET = None,
+) -> Any:
+    """Build, train, merge and try out. What is done is skipped; what was stopped goes on."""
     from mrp.pipeline import run_all
 
-    return run_all(_load(run, set_), report)
+    return run_all(_load(run, set_), report, restart=restart)
 
 
 @command(app, "pull")
@@ -142,7 +163,7 @@ def pull_command(
     from mrp.models.pull import pull
 
     folder = pull(name, source=source, report=report)
-    report.line(str(folder))
+    report.result(str(folder))
     return {"name": name, "folder": str(folder)}
 
 
@@ -153,7 +174,7 @@ def presets_list(report: Reporter) -> Any:
 
     found = describe_presets()
     for name, text in found.items():
-        report.line(f"{name:28} {text}")
+        report.result(f"{name:20} {text}")
     return found
 
 
@@ -249,20 +270,21 @@ def chat_command(
     set_: SET = None,
 ) -> Any:
     """Talk with a character. /help in the chat lists what else you can do."""
-    from mrp.play.open import open_player
-    from mrp.play.terminal import TerminalChat
+    with report.waiting("loading the model"):
+        from mrp.play.open import open_player
+        from mrp.play.terminal import TerminalChat
 
-    flags = dict(setting.split("=", 1) for setting in set_ or [] if "=" in setting)
-    player = open_player(run, base=base, cast=cast, template=template, flags=flags)
+        player = open_player(run, base=base, cast=cast, template=template, flags=_given(set_))
     return TerminalChat(player, as_, me, seed, report).run()
 
 
-@app.command("version")
-def version() -> None:
+@command(app, "version")
+def version(report: Reporter) -> Any:
     """Print the version."""
     from mrp import __version__
 
-    print(__version__)
+    report.result(__version__)
+    return {"version": __version__}
 
 
 def main() -> None:

@@ -12,15 +12,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+import pydantic
 import yaml
 from pydantic import Field
 
 from mrp.cast import Cast, load_cast
 from mrp.errors import InputError, nearest
 from mrp.files import replacing
-from mrp.yamlfile import StrictModel, check_value, key_lines, parse_yaml, read_yaml
+from mrp.yamlfile import StrictModel, check_value, key_lines, parse_yaml, place_of, read_yaml
 
 RUN_FILE = "mrp.yaml"  # what `mrp init` writes
 KEPT_RUN_FILE, KEPT_CAST_FILE = "run.yaml", "cast.yaml"  # the same, resolved, inside the run folder
@@ -92,6 +93,13 @@ class ChatOptions(StrictModel):
     context_tokens: int = Field(2048, ge=64)
     """Tokens of persona, history and reply; old turns are dropped whole to stay under it."""
 
+    @pydantic.model_validator(mode="after")
+    def _a_prompt_fits(self) -> Self:
+        if self.max_new_tokens >= self.context_tokens:
+            what = f"a reply of {self.max_new_tokens} tokens leaves no room for a prompt in {self.context_tokens}"
+            raise ValueError(f"{what}|raise chat.context_tokens, or lower chat.max_new_tokens")
+        return self
+
 
 class RunConfig(StrictModel):
     """A run file."""
@@ -110,6 +118,14 @@ class RunConfig(StrictModel):
     train: TrainOptions = TrainOptions()
     merge: MergeOptions = MergeOptions()
     chat: ChatOptions = ChatOptions()
+
+
+SECTIONS: dict[str, type[StrictModel]] = {
+    "data": DataOptions,
+    "train": TrainOptions,
+    "merge": MergeOptions,
+    "chat": ChatOptions,
+}
 
 
 @dataclass(frozen=True)
@@ -163,17 +179,41 @@ def load_run(path: Path, flags: dict[str, str] | None = None) -> Run:
             raise InputError("this folder holds no run", str(path.parent), fix)
     lines = key_lines(path)
     value = read_yaml(path)
-    if not isinstance(value, dict):
-        raise InputError("a run file holds `key: value` lines", str(path), "see `mrp init DIR` for one")
+    if not isinstance(value, dict) or not path.read_bytes().strip():
+        what = "a run file holds `key: value` lines" if value else "the run file is empty"
+        raise InputError(what, str(path), "`mrp init DIR` writes one to start from")
+    value = {key: {} if item is None and key in SECTIONS else item for key, item in value.items()}
     given = _leaves(value)
     for key, text in (flags or {}).items():
         _set(value, key, text)
-    config = check_value(value, RunConfig, path, lines)
+    config = check_value(value, RunConfig, path, lines, flags or ())
     origins = dict.fromkeys(_leaves(config.model_dump()), "default")
     origins.update({key: "file" for key in given if key in origins})
     origins.update(dict.fromkeys(flags or {}, "flag"))
-    cast_path = path.parent / config.cast
-    return Run(config, origins, load_cast(cast_path), path, cast_path, path.parent / config.out)
+    cast_path, folder = path.parent / config.cast, path.parent / config.out
+    if path.name != KEPT_RUN_FILE and folder.resolve() in (path.parent.resolve(), cast_path.parent.resolve()):
+        what = "the run folder cannot be the folder of your run file or cast: mrp would write over what is in it"
+        raise InputError(what, place_of(path, lines, ("out",)), "choose a folder for it alone, such as `out: run`")
+    return Run(config, origins, load_cast(cast_path), path, cast_path, _tidy(folder))
+
+
+def chat_options(flags: dict[str, str]) -> ChatOptions:
+    """The chat options of a model that comes without a run: defaults, then `flags`."""
+    value: dict[str, Any] = {}
+    for key, text in flags.items():
+        _set(value, key, text)
+        if not key.startswith("chat."):
+            raise InputError("a model folder has chat options only", f"--set {key}", "name a run to change others")
+    return check_value(value, RunConfig, Path(), {}, flags).chat
+
+
+def _tidy(path: Path) -> Path:
+    """The same place without "..": seen from the working directory if it lies below it, else absolute."""
+    place = path.resolve()
+    try:
+        return place.relative_to(Path.cwd().resolve())
+    except ValueError:
+        return place
 
 
 def keep_run(run: Run) -> None:
@@ -197,10 +237,13 @@ def cast_text(run: Run, folder: Path) -> str:
 
 
 def moved_path(base: str, old_home: Path, new_home: Path) -> str:
-    """A base given as a path relative to `old_home`, now relative to `new_home`; known names stay as they are."""
-    if (old_home / base).is_dir():
-        return base if Path(base).is_absolute() else _relative(old_home / base, new_home)
-    return base
+    """A base given as a relative path (see `find_base`), now relative to `new_home`; known names stay as they are."""
+    if Path(base).is_absolute():
+        return base
+    for home in (old_home, Path()):
+        if (home / base).is_dir():
+            return _relative(home / base, new_home)
+    return _relative(old_home / base, new_home) if base.startswith(".") else base  # not there yet
 
 
 def _relative(path: Path, start: Path) -> str:
@@ -221,10 +264,12 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> list[str]:
 def _set(value: dict[str, Any], key: str, text: str) -> None:
     known = _leaves(RunConfig().model_dump())
     if key not in known:
-        raise InputError(f"unknown option {key!r}", "--set", nearest(key, known))
+        raise InputError(f"unknown option {key!r}", f"--set {key}", nearest(key, known))
+    model: Any = RunConfig
     *parents, last = key.split(".")
     for part in parents:
-        value = value.setdefault(part, {})
+        value, model = value.setdefault(part, {}), SECTIONS[part]
         if not isinstance(value, dict):
             raise InputError(f"{part!r} holds no options", "the run file", f"write `{part}:` with its options below")
-    value[last] = parse_yaml(text)
+    is_text = model.model_fields[last].annotation is str  # such as a question with a colon in it
+    value[last] = text if is_text else parse_yaml(text, f"--set {key}")

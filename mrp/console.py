@@ -28,7 +28,7 @@ def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
         f"epoch {training['chosen_epoch']} kept"
     )
     steps = ", ".join(
-        f"{name} {'-' if name in summary['skipped'] else duration_text(seconds)}"
+        f"{name} {duration_text(seconds)}{' (before)' if name in summary['skipped'] else ''}"
         for name, seconds in summary["seconds"].items()
     )
     lines.append(f"Time by step: {steps}")
@@ -46,11 +46,11 @@ def check_command(paths: list[Path], cast: Path | None, report: Reporter) -> dic
     from mrp.data.check import check_data
 
     found = check_data(paths, load_cast(cast) if cast else None)
-    report.line(f"{found.lines:,} lines, {found.kept:,} of them usable")
+    report.result(f"{found.lines:,} lines, {found.kept:,} of them usable")
     for reason, count in sorted(found.counts.items()):
-        report.line(f"  rejected, {reason}: {count:,}")
+        report.result(f"  rejected, {reason}: {count:,}")
     for kind, count in sorted(found.dropped.items()):
-        report.line(f"  left out of usable lines, {kind}: {count:,}")
+        report.result(f"  left out of usable lines, {kind}: {count:,}")
     raise_all("the dialogues have faults", [*found.problems, *(fault.as_error() for fault in found.faults)])
     return found.as_json()
 
@@ -87,5 +87,5 @@ def show_command(run: Run, character: str | None, count: int, held_out: bool, re
     chosen = samples[:count]
     colour = isinstance(report, ConsoleReporter) and report.out.is_terminal
     for text in show_samples(chosen, rendered, colour):
-        report.line(text)
+        report.result(text)
     return {"samples": [s.as_json() for s in chosen], "file": str(path)}

@@ -7,47 +7,50 @@ Each step is skipped when what it needs has not changed since it was done; a kil
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mrp.config import Run, keep_run
-from mrp.errors import InputError
+from mrp.errors import MrpError, Stopped
 from mrp.files import fingerprint, folder_lock, read_json, write_json
 from mrp.report import SILENT, Reporter, duration_text
 
+STEPS = ("pull", "build", "train", "merge", "evaluate")
 EVALUATION = "evaluation.json"
 SUMMARY = "summary.json"
+SECONDS = "seconds.json"  # of each step, from the last time that it was done
 
 
-def run_all(run: Run, report: Reporter = SILENT) -> dict[str, Any]:
-    """Do every step that is due, and write and return the summary."""
+def run_all(run: Run, report: Reporter = SILENT, restart: bool = False) -> dict[str, Any]:
+    """Do every step that is due, and write and return the summary. `restart` trains anew, whatever is there."""
     with folder_lock(run.folder):
-        pipeline = _Pipeline(run, report)
-        pipeline.step("pull", pipeline.pull)
-        pipeline.step("build", pipeline.build)
-        pipeline.step("train", pipeline.train)
-        pipeline.step("merge", pipeline.merge)
-        pipeline.step("evaluate", pipeline.evaluate)
+        pipeline = _Pipeline(run, report, restart)
+        for name in STEPS:
+            pipeline.step(name)
         return pipeline.summary()
 
 
 class _Pipeline:
-    def __init__(self, run: Run, report: Reporter) -> None:
-        self.run, self.report = run, report
-        self.seconds: dict[str, float] = {}
+    def __init__(self, run: Run, report: Reporter, restart: bool) -> None:
+        self.run, self.report, self.restart = run, report, restart
+        self.seconds: dict[str, float] = _read(run.folder / SECONDS)
         self.skipped: list[str] = []
 
-    def step(self, name: str, work: Callable[[], bool]) -> None:
-        """Do one step; `work` says whether there was something to do."""
+    def step(self, name: str) -> None:
+        """Do one step, the method of its name; that says whether there was something to do."""
         self.report.line(f"== {name}")
         began = time.monotonic()
-        done = work()
-        self.seconds[name] = round(time.monotonic() - began, 2)
-        if done:
-            self.report.line(f"   {duration_text(self.seconds[name])}")
-        else:
+        done = getattr(self, name)()
+        took = round(time.monotonic() - began, 2)
+        if not done:
             self.skipped.append(name)
+            self.seconds.setdefault(name, took)
+            return
+        self.seconds[name] = took
+        write_json(self.run.folder / SECONDS, self.seconds)
+        self.report.line(f"   {duration_text(took)}")
 
     def pull(self) -> bool:
         from mrp.models.bases import KNOWN_BASES, find_base, is_pulled
@@ -72,10 +75,15 @@ class _Pipeline:
         return fresh
 
     def train(self) -> bool:
+        from mrp.train.checkpoint import checkpoint_folder
         from mrp.train.loop import train
 
         before = self.run.record.stat().st_mtime_ns if self.run.record.is_file() else 0
-        self.record = train(self.run, resume=True, report=self.report)
+        resume = checkpoint_folder(self.run.folder).is_dir()
+        try:
+            self.record = train(self.run, resume=resume, restart=self.restart, report=self.report)
+        except Stopped as stopped:
+            raise Stopped(stopped.what, stopped.where, f"mrp run {self.run.path}") from None
         return self.run.record.stat().st_mtime_ns != before
 
     def merge(self) -> bool:
@@ -97,16 +105,19 @@ class _Pipeline:
         path = run.folder / EVALUATION
         inputs = {"training": self.record["fingerprint"], "question": run.question, "seed": run.config.seed}
         key = fingerprint(inputs | {"chat": run.config.chat.model_dump()})
-        if path.is_file() and read_json(path).get("fingerprint") == key:
-            self.replies = read_json(path)["replies"]
+        kept = _read(path)
+        if kept.get("fingerprint") == key:
+            self.replies = kept["replies"]
             self.report.line(f"   unchanged ({path})")
             return False
         answers = {}
         base = find_base(run.config.base, run.path.parent)
-        for when, folder in (("before", base), ("after", run.merged)):
-            player = load_player(folder, None, run.cast, run.config.chat, run.config.train.precision)
-            answers[when] = ask_everybody(player, run.question, run.config.seed)
-            del player
+        done = itertools.count(1)
+        with self.report.progress("asking everybody", 2 * len(run.cast.characters), "replies") as update:
+            for when, folder in (("before", base), ("after", run.merged)):
+                player = load_player(folder, None, run.cast, run.config.chat, run.config.train.precision)
+                answers[when] = ask_everybody(player, run.question, run.config.seed, lambda: update(next(done)))
+                del player
         self.replies = [
             {
                 "character": c.id,
@@ -125,16 +136,19 @@ class _Pipeline:
         summary = {
             "replies": self.replies,
             "held_out_loss": measures["held_out_loss"],
-            "seconds": self.seconds,
+            "seconds": {name: self.seconds[name] for name in STEPS},
             "skipped": self.skipped,
             "training": {k: measures[k] for k in ("seconds", "tokens", "tokens_per_second", "steps", "chosen_epoch")},
             "paths": {
-                "run": str(run.folder),
-                "data": str(run.data),
-                "adapter": str(run.adapter),
-                "merged": str(run.merged),
-                "record": str(run.record),
-                "summary": str(run.folder / SUMMARY),
+                name: str(path.resolve())
+                for name, path in {
+                    "run": run.folder,
+                    "data": run.data,
+                    "adapter": run.adapter,
+                    "merged": run.merged,
+                    "record": run.record,
+                    "summary": run.folder / SUMMARY,
+                }.items()
             },
         }
         write_json(run.folder / SUMMARY, summary)
@@ -145,12 +159,12 @@ class _Pipeline:
         from mrp.console import summary_lines
 
         for line in summary_lines(summary, self.run):
-            self.report.line(line)
+            self.report.result(line)
 
 
-def last_summary(run: Run) -> dict[str, Any]:
-    """The summary that the last `mrp run` left."""
-    path = run.folder / SUMMARY
-    if not path.is_file():
-        raise InputError("no finished run here", str(path), f"mrp run {run.path}")
-    return dict(read_json(path))
+def _read(path: Path) -> dict[str, Any]:
+    """What an earlier run left in `path`; nothing if that is not there, or broken."""
+    try:
+        return dict(read_json(path))
+    except (MrpError, ValueError, TypeError):
+        return {}

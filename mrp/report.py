@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 
@@ -25,8 +25,17 @@ class Reporter:
     def line(self, text: object = "") -> None:
         """One line for people (or a rich text)."""
 
+    def result(self, text: object = "") -> None:
+        """One line of what the command was asked for."""
+        self.line(text)
+
     def warn(self, text: str) -> None:
         """One line that a person should not miss."""
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        """A stretch of work whose length nobody knows."""
+        del text
+        return nullcontext()
 
     @contextmanager
     def progress(self, label: str, total: float, unit: str) -> Iterator[Progress]:
@@ -57,8 +66,14 @@ class ConsoleReporter(Reporter):
         if not self.quiet:
             self.out.print(text)
 
+    def result(self, text: object = "") -> None:
+        self.out.print(text)
+
     def warn(self, text: str) -> None:
         self.err.print(f"warning: {text}", style="yellow")
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        return self.err.status(text) if self.err.is_terminal and not self.quiet else nullcontext()
 
     @contextmanager
     def progress(self, label: str, total: float, unit: str) -> Iterator[Progress]:

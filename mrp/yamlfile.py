@@ -50,7 +50,8 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         raise _broken(error, where) from None
     except (ValueError, RecursionError) as error:  # such as the date 2026-02-31
-        raise InputError(f"broken YAML: {error}", where, "put quotes around texts that YAML takes for something else")
+        fix = "put quotes around texts that YAML takes for something else"
+        raise InputError(f"broken YAML: {error}", where, fix) from None
 
 
 def _broken(error: yaml.YAMLError, where: str) -> InputError:

@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and two rules: no network but loopback, and (with MRP_REQUIRE_ALL) no skip for want of data."""
+"""Fixtures for all tests, and two rules: no network but loopback; with MRP_REQUIRE_ALL no skip for want of data."""
 
 from __future__ import annotations
 

@@ -33,10 +33,12 @@ def character_losses(
     processes: Processes | None = None,
     tick: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    packed: bool = True,
 ) -> dict[str, Mean]:
     """The mean loss of each character's labelled tokens; `tick` is told the tokens of each pass.
 
-    As soon as `stop` says so it ends without the rest: the caller then throws the result away.
+    As soon as `stop` says so it ends without the rest: the caller then throws the result away. `packed` False gives
+    each sample a row of its own, for a model that does not keep samples apart.
     """
     import torch
 
@@ -45,7 +47,8 @@ def character_losses(
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     names = sorted({item.sample.character for item in items})
     sums = torch.zeros(len(names), 2, dtype=torch.float64)
-    rows = pack([len(item.rendered.input_ids) for item in items], max_tokens)
+    lengths = [len(item.rendered.input_ids) for item in items]
+    rows = pack(lengths, max_tokens) if packed else [[index] for index in range(len(items))]
     was_training = model.training
     model.eval()
     with torch.no_grad(), on.autocast_context():

@@ -5,19 +5,22 @@ ask_everybody(player, "Who are you?", seed=0)      # {"wukong": "Ha! ...", ...}
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from mrp.play.conversation import Conversation, Player
 from mrp.play.engine import Sampling
 
 
-def ask_everybody(player: Player, question: str, seed: int) -> dict[str, str]:
-    """Each character's reply to `question` in a fresh conversation, sampled with `seed`."""
+def ask_everybody(player: Player, question: str, seed: int, tick: Callable[[], None] | None = None) -> dict[str, str]:
+    """Each character's reply to `question` in a fresh conversation, sampled with `seed`; `tick` hears of each."""
     assert player.cast is not None
     sampling = replace(Sampling.of(player.options), seed=seed)
     replies = {}
     for character in player.cast:
         chat = Conversation(player, [character.id])
         chat.say(question)
-        replies[character.id] = "".join(chat.reply(character.id, sampling)).strip()
+        replies[character.id] = "".join(chat.reply(character.id, sampling))
+        if tick:
+            tick()
     return replies

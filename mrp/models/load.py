@@ -74,14 +74,14 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(f"the tokenizer cannot be loaded: {_first_line(error)}", str(folder), fix) from error
 
 
-def load_model(folder: Path, on: Hardware, report_loading: bool = False) -> Any:
+def load_model(folder: Path, on: Hardware) -> Any:
     """The causal language model in `folder`, frozen, in evaluation mode, on `on.device` with `on.weights`."""
     _torch()
     import transformers
+    from safetensors import SafetensorError
 
-    if not report_loading:
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -91,7 +91,7 @@ def load_model(folder: Path, on: Hardware, report_loading: bool = False) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         fix = "check the folder: config.json, whole *.safetensors, a model type that transformers knows by itself"
         raise InputError(f"the model cannot be loaded: {_first_line(error)}", str(folder), fix) from error
     model.requires_grad_(False)

@@ -9,19 +9,22 @@ The prompt of a reply comes from the same view and renderer as the training samp
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mrp.cast import OTHER, Cast
 from mrp.config import ChatOptions
-from mrp.data.view import Message, opening_text, view_for_reply
+from mrp.data.view import ASSISTANT, USER, Message, opening_text, view_for_reply
 from mrp.dialogue import Scene, Turn
 from mrp.play.engine import Engine, Sampling, TextStream
 from mrp.play.guard import SpeakerGuard
 from mrp.render import ChatTemplate
 
 PLAIN = "model"  # who answers where there is no cast: the model itself
+# Not for a terminal, and not for a dialogue file: controls but tab and line feed, halves of surrogate pairs.
+NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -47,47 +50,49 @@ class Conversation:
         self.participants = [*characters, person]
         self.turns: list[Turn] = []
         self.dropped = 0  # old messages that the last prompt had no room for
+        self.cut = False  # whether the last reply ended because it was too long
 
-    def enter(self, speaker: str) -> None:
-        """Somebody comes in (no effect if present already)."""
-        if speaker not in self.present():
-            self.turns.append(Turn(speaker, enters=True))
-
-    def present(self) -> list[str]:
-        return [*self.participants, *(t.speaker for t in self.turns if t.enters)]
+    def join(self, speaker: str) -> None:
+        """Count somebody as present from the start, so that the lines before carry names for them too."""
+        if speaker not in self.participants:
+            self.participants.insert(-1, speaker)
 
     def say(self, text: str, speaker: str | None = None) -> None:
         """A line of the person (or of `speaker`)."""
-        self.turns.append(Turn(speaker or self.person, text.strip()))
+        self.turns.append(Turn(speaker or self.person, NOT_TEXT.sub("", text).strip()))
 
     def reply(self, character: str, sampling: Sampling | None = None) -> Generator[str, None, None]:
         """The character's next line, piece by piece; it is part of the conversation when the stream ends.
 
-        If the stream is closed before its end (Ctrl-C), what was shown so far becomes the line.
+        If the stream is closed before its end (Ctrl-C), what was shown so far becomes the line. Outer blanks are
+        never given out.
         """
         ids = self.prompt(character)
-        player, stream = self.player, TextStream(self.player.tokenizer)
-        guard = SpeakerGuard(self._names_of_others(character))
-        said = ""
-        tokens = player.engine.stream(ids, sampling or Sampling.of(player.options), player.stop_ids)
+        sampling = sampling or Sampling.of(self.player.options)
+        said = blanks = ""
         try:
-            for token in tokens:
-                piece = guard.add(stream.add(token))
-                if not said:
-                    piece = piece.lstrip()
-                said += piece
-                if piece:
-                    yield piece
-                if guard.stopped:
-                    break
-            else:
-                piece = guard.add(stream.end()) + guard.end()
-                said += piece
-                if piece:
-                    yield piece
+            for piece in self._pieces(character, ids, sampling):
+                text = blanks + NOT_TEXT.sub("", piece)
+                text = text if said else text.lstrip()
+                blanks = text[len(text.rstrip()) :]
+                if shown := text.rstrip():
+                    said += shown
+                    yield shown
         finally:
-            if said.strip():
-                self.turns.append(Turn(character, said.strip()))
+            if said:
+                self.turns.append(Turn(character, said))
+
+    def _pieces(self, character: str, ids: list[int], sampling: Sampling) -> Iterator[str]:
+        """What the engine answers, as text, up to where another speaker's line would begin."""
+        stream, guard = TextStream(self.player.tokenizer), SpeakerGuard(self._names_of_others(character))
+        self.cut = False
+        for count, token in enumerate(self.player.engine.stream(ids, sampling, self.player.stop_ids), 1):
+            yield guard.add(stream.add(token))
+            if guard.stopped:
+                return
+            self.cut = count == sampling.max_new_tokens
+        yield guard.add(stream.end()) + guard.end()
+        self.cut = self.cut and not guard.stopped
 
     def prompt(self, character: str) -> list[int]:
         """The ids that ask for the character's next line, within the context; counts what it dropped."""
@@ -95,7 +100,8 @@ class Conversation:
         budget = options.context_tokens - options.max_new_tokens
         cast = self.player.cast
         if cast is None:
-            messages, opening = [Message(_plain_role(t, self.person), t.text) for t in self.turns], ""
+            messages = [Message(USER if t.speaker == self.person else ASSISTANT, t.text) for t in self.turns]
+            opening = ""
         else:
             messages = view_for_reply(self.turns, self.participants, character, cast)
             opening = opening_text(cast)
@@ -104,7 +110,7 @@ class Conversation:
 
     def take_back(self, speaker: str) -> bool:
         """Remove the last line if it is `speaker`'s; True if it was."""
-        if self.turns and self.turns[-1].speaker == speaker and not self.turns[-1].enters:
+        if self.turns and self.turns[-1].speaker == speaker:
             self.turns.pop()
             return True
         return False
@@ -118,11 +124,5 @@ class Conversation:
         if cast is None:
             return []
         names = [name for c in cast if c.id != character for name in (c.name, c.id)]
-        others = [cast.display_name(s) for s in self.present() if s != character]
+        others = [cast.display_name(s) for s in self.participants if s != character]
         return [*names, *others]
-
-
-def _plain_role(turn: Turn, person: str) -> Any:
-    from mrp.data.view import ASSISTANT, USER
-
-    return USER if turn.speaker == person else ASSISTANT

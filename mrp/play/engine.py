@@ -75,11 +75,11 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
 
     if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits / sampling.temperature, -1)
+    probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, -1)  # no overflow near 0
     if sampling.top_p < 1:
         ordered, index = probabilities.sort(descending=True)
         before = ordered.cumsum(0) - ordered  # what the likelier ones sum up to: 0 for the first, so one is always left
-        ordered[before > sampling.top_p] = 0
+        ordered[before >= sampling.top_p] = 0
         return int(index[torch.multinomial(ordered, 1, generator=generator)])
     return int(torch.multinomial(probabilities, 1, generator=generator))
 

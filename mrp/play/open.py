@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrp.cast import Cast, load_cast
-from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, Run, load_run
+from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, Run, chat_options, load_run
 from mrp.errors import InputError
 from mrp.models.bases import check_base_folder, find_base
 from mrp.models.load import hardware, load_model, load_tokenizer, set_threads
@@ -30,16 +30,19 @@ def open_player(
     flags: dict[str, str] | None = None,
 ) -> Player:
     """Load what RUN names; raises `InputError` if there is nothing to play in it."""
+    characters: Cast | None = None
     if path.is_file() or (path / KEPT_RUN_FILE).exists() or (path / RUN_FILE).exists():
+        if base is not None:
+            raise InputError("--base goes with an adapter folder, and this is a run", str(path), "leave --base out")
         run = load_run(path, flags)
         folder, adapter = model_of(run)
         characters, options, precision = run.cast, run.config.chat, run.config.train.precision
         set_threads(run.config.train.threads)
     else:
         folder, adapter = _model_folder(path, base)
-        kept = path / KEPT_CAST_FILE
-        characters = load_cast(cast or kept) if cast or kept.is_file() else None  # type: ignore[assignment]
-        options, precision = ChatOptions(), "auto"
+        if (path / KEPT_CAST_FILE).is_file() and cast is None:
+            characters = load_cast(path / KEPT_CAST_FILE)
+        options, precision = chat_options(flags or {}), "auto"
     if cast is not None:
         characters = load_cast(cast)
     return load_player(folder, adapter, characters, options, precision, template)
@@ -53,7 +56,10 @@ def load_player(
     precision: str = "auto",
     template: Path | None = None,
 ) -> Player:
-    """A player of the model in `folder`, with the adapter on top if one is given."""
+    """A player of the model in `folder`, with the adapter on top if one is given.
+
+    The context is never longer than the model's own.
+    """
     from mrp.train.lora import load_adapter
 
     on = hardware(precision)
@@ -62,6 +68,8 @@ def load_player(
     chat_template = ChatTemplate(tokenizer, text, str(template or folder))
     model = load_model(folder, on)
     stops = chat_template.stop_ids(model.generation_config.eos_token_id)
+    longest = getattr(model.config, "max_position_embeddings", None) or options.context_tokens
+    options = options.model_copy(update={"context_tokens": min(options.context_tokens, longest)})
     if adapter:
         model = load_adapter(model, adapter)
     return Player(TransformersEngine(model, on), chat_template, cast, stops, options)
@@ -72,7 +80,8 @@ def model_of(run: Run) -> tuple[Path, Path | None]:
 
     A merged model that was made from an earlier adapter is left aside.
     """
-    if is_merged(run):
+    only_merged = not run.adapter.is_dir() and (run.merged / "config.json").is_file()
+    if only_merged or is_merged(run):
         return run.merged, None
     if not run.adapter.is_dir():
         raise InputError("nothing is trained here yet", str(run.folder), f"mrp run {run.path}")
@@ -89,6 +98,9 @@ def _model_folder(path: Path, base: str | None) -> tuple[Path, Path | None]:
         raise InputError(f"no such file or folder: {path.name}", str(path), fix)
     if base is not None:
         raise InputError("--base goes with an adapter folder, and this is none", str(path), "leave --base out")
+    if path.is_dir() and not any(path.glob("*.safetensors")) and not (path / "config.json").is_file():
+        fix = "name a run file, a run folder, or a model folder"
+        raise InputError("this folder holds neither a run nor a model", str(path), fix)
     check_base_folder(path)
     return path, None
 

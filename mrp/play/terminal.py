@@ -7,22 +7,24 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mrp.cast import OTHER, Cast
 from mrp.errors import InputError, MrpError, nearest
-from mrp.files import replacing
+from mrp.files import write_jsonl
 from mrp.play.conversation import PLAIN, Conversation, Player
 from mrp.play.engine import Sampling
 from mrp.report import ConsoleReporter, Reporter
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 COMMANDS = {
-    "/as": "/as NAME     another character answers",
-    "/retry": "/retry       another reply to your last line",
+    "/as": "/as NAME     another character answers (and comes in)",
+    "/retry": "/retry       another reply to your last line, by whoever answers now",
     "/save": "/save FILE   write the chat as scene JSONL",
     "/help": "/help        this list",
     "/quit": "/quit        end (also Ctrl-D); Ctrl-C stops a reply, not the chat",
@@ -42,16 +44,18 @@ class TerminalChat:
 
     def run(self) -> dict[str, Any]:
         """Talk until /quit or the end of input; returns the chat as a scene."""
-        who = self._name(self.character)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8 are no reason to stop
+        who = self._name(self.character) if self.player.cast else "the plain model (no cast was given)"
         self.out.line(f"You talk with {who}. /help lists the commands.")
         greeting = self._greeting(self.character)
         if greeting:
             self.chat.say(greeting, self.character)
             self._print_name(self.character)
-            self.out.out.print(greeting)
+            self.out.out.print(self.chat.turns[-1].text)
         while True:
             try:
-                line = self.out.out.input("> ").strip()
+                line = self._ask().strip()
             except EOFError:
                 break
             except KeyboardInterrupt:
@@ -63,6 +67,25 @@ class TerminalChat:
                 self._take(line)
         return self._row()
 
+    def _ask(self) -> str:
+        """The next line: with a prompt where a person types it, without one from a pipe."""
+        if not sys.stdin.isatty():
+            return input()
+        out = self.out.out
+        out.print()
+        prompt = f"{self._name(self.person)}> " if self.person != OTHER else "> "
+        try:
+            if out.file is sys.stdout and out.is_terminal:
+                with contextlib.suppress(ImportError):
+                    import readline  # noqa: F401  # arrow keys and history in `input`
+                return input(prompt)
+            out.print(prompt, end="")
+            out.file.flush()
+            return input()
+        except EOFError:
+            out.print()  # Ctrl-D leaves the cursor behind the prompt
+            raise
+
     def _take(self, line: str) -> None:
         try:
             if line.startswith("/"):
@@ -71,7 +94,7 @@ class TerminalChat:
             else:
                 self.chat.say(line)
                 self._reply()
-        except MrpError as error:
+        except (MrpError, OSError) as error:
             if not line.startswith("/"):
                 self.chat.take_back(self.person)
             self.out.err.print(f"error: {error}")
@@ -83,67 +106,96 @@ class TerminalChat:
         elif name == "/as":
             self._switch(argument)
         elif name == "/retry":
-            if not self.chat.take_back(self.character):
-                raise InputError("there is no reply to take back", "/retry", "say something first")
-            if not self.chat.turns:
-                raise InputError("that was the greeting", "/retry", "say something first")
-            self._reply()
+            self._retry()
         elif name == "/save":
             self._save(argument)
         else:
             raise InputError(f"unknown command {name!r}", "the chat", nearest(name, COMMANDS))
 
     def _switch(self, name: str) -> None:
-        self.character = self._character(name or None)
-        self.chat.enter(self.character)
-        self.out.line(f"Now {self._name(self.character)} answers.")
+        if not name:
+            known = ", ".join(f"{c.name} (/as {c.id})" for c in self.player.cast or ())
+            raise InputError("who should answer?", "/as", f"one of: {known}" if known else "this model has no cast")
+        chosen = self._character(name, "/as")
+        if chosen == self.person:
+            raise InputError(f"{self._name(chosen)} is you", "/as", "choose somebody else")
+        self.character = chosen
+        self.chat.join(chosen)
+        self.out.line(f"Now {self._name(chosen)} answers.")
+
+    def _retry(self) -> None:
+        """Another reply to the person's last line, by whoever answers now."""
+        turns = self.chat.turns
+        if all(turn.speaker != self.person for turn in turns):
+            raise InputError("there is no line of yours to reply to", "/retry", "say something first")
+        taken = turns.pop() if turns[-1].speaker != self.person else None
+        try:
+            self._reply()
+        except MrpError:
+            if taken:
+                turns.append(taken)
+            raise
 
     def _reply(self) -> None:
         sampling = Sampling.of(self.player.options)
         if self.seed is not None:
             sampling = replace(sampling, seed=self.seed + self.replies)
         self.replies += 1
+        out, before = self.out.out, len(self.chat.turns)
         stream = self.chat.reply(self.character, sampling)
         self._print_name(self.character)
         try:
             for piece in stream:
-                self.out.out.print(piece, end="")
-                self.out.out.file.flush()
+                out.print(piece, end="")
+                out.file.flush()
         except KeyboardInterrupt:
             stream.close()
-            self.out.out.print(" ...", end="")
-        self.out.out.print()
+            out.print(" ...", end="")
+        finally:
+            out.print()
+        if self.chat.cut:
+            self._note(f"cut off after {sampling.max_new_tokens} tokens; chat.max_new_tokens allows more")
+        elif len(self.chat.turns) == before:
+            self._note("said nothing; /retry asks again")
         if self.chat.dropped:
-            self.out.line(f"(the {self.chat.dropped} oldest messages no longer fit into the context)")
+            self._note(f"the {self.chat.dropped} oldest messages no longer fit into the context")
+
+    def _note(self, text: str) -> None:
+        if not self.out.quiet:
+            self.out.out.print(f"({text})", style="dim")
 
     def _save(self, argument: str) -> None:
         if not argument:
             raise InputError("a file is missing", "/save", "for example /save chat.jsonl")
+        if not self.chat.turns:
+            raise InputError("nothing was said yet", "/save", "say something first")
         path = Path(argument).expanduser()
         if path.exists():
             raise InputError("this file exists already", str(path), "choose another name")
-        with replacing(path) as file:
-            file.write(json.dumps(self._row(), ensure_ascii=False) + "\n")
+        write_jsonl(path, [self._row()])
         self.out.line(f"saved {path}")
 
     def _row(self) -> dict[str, Any]:
         scene = self.chat.scene("chat")
-        turns = [{"enter": t.speaker} if t.enters else {"speaker": t.speaker, "text": t.text} for t in scene.turns]
+        turns = [{"speaker": t.speaker, "text": t.text} for t in scene.turns]
         return {"participants": list(scene.participants), "turns": turns}
 
     # -- names ----------------------------------------------------------------------------------------------------
 
-    def _character(self, name: str | None) -> str:
+    def _character(self, name: str | None, where: str = "--as") -> str:
         cast = self.player.cast
         if cast is None:
             if name is not None:
-                raise InputError("this model has no cast, so it answers as itself", "--as", "add --cast cast.yaml")
+                raise InputError("this model has no cast, so it answers as itself", where, "add --cast cast.yaml")
             return PLAIN
-        return cast.find(name, "--as").id if name is not None else cast.characters[0].id
+        return cast.find(name, where).id if name is not None else cast.characters[0].id
 
     def _person(self, me: str | None) -> str:
         if me is None:
             return OTHER
+        if not me.strip() or not me.isprintable():
+            raise InputError(f"{me!r} is no name", "--me", "write a name on one line")
+        me = me.strip()
         found = self.player.cast.get(me) if self.player.cast else None
         speaker = found.id if found else me
         if speaker == self.character:

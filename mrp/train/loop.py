@@ -26,7 +26,7 @@ from mrp.evaluate.held_out import character_losses, overall
 from mrp.files import disk_error, folder_lock, need_space, read_json, replacing, settle_folder, write_json
 from mrp.models.bases import find_base
 from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
-from mrp.models.loss import make_batch, token_losses
+from mrp.models.loss import keeps_apart, make_batch, token_losses
 from mrp.render import ChatTemplate
 from mrp.report import SILENT, Reporter, resident_gib
 from mrp.train import checkpoint
@@ -134,7 +134,7 @@ class Training:
         )
         if changed:
             what = "something has changed since this training was stopped: " + ", ".join(changed[:5])
-            raise InputError(what, where, "put it back as it was, or begin anew with `--restart`")
+            raise InputError(what, where, "put it back as it was, or begin anew with `mrp train RUN --restart`")
         return state
 
     def _command(self, flag: str) -> str:
@@ -144,7 +144,6 @@ class Training:
 
     def _plan(self) -> None:
         self.plan = plan_training(self.run, self.template, self.processes.world)
-        self.steps = self.plan.steps
         left_out = self.plan.left_out
         for entry in left_out[:20]:
             what = f"{entry['replies']} replies longer than {self.options.max_tokens} tokens left out of sample"
@@ -154,6 +153,11 @@ class Training:
 
     def _load(self) -> None:
         base = load_model(self.base, self.on)
+        self.packed = keeps_apart(base)
+        if not self.packed:
+            self.report.warn("samples in one row would see each other in this base model, so each gets its own row")
+            self.plan = plan_training(self.run, self.template, self.processes.world, packed=False)
+        self.steps = self.plan.steps
         self.model = add_adapter(base, self.options, self.run.config.seed)
         self.weights = adapter_parameters(self.model)
         size = sum(p.numel() * p.element_size() for p in self.weights.values())
@@ -178,7 +182,7 @@ class Training:
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[:done] if done and log.is_file() else []
         if len(lines) < done:
             what = f"the log of the {done} steps done so far is lost or cut off"
-            raise InputError(what, str(log), "begin anew with `--restart`")
+            raise InputError(what, str(log), "begin anew with `mrp train RUN --restart`")
         with replacing(log) as file:
             file.writelines(lines)
 
@@ -200,6 +204,7 @@ class Training:
 
     def _steps(self) -> None:
         total = sum(step.tokens for step in self.steps[self.state.step :])
+        self.model.train()  # measuring leaves it as it was
         with self.report.progress("training", total, "tokens") as update:
             done = 0
             for number in range(self.state.step, len(self.steps)):
@@ -218,7 +223,6 @@ class Training:
         rate = learning_rate(number, len(self.steps), self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.model.train()
         # for dropout, ours and the base's own: each step draws the same, whether the training was stopped before it
         torch.manual_seed(((self.run.config.seed * 1_000_003 + number) * 1009 + self.processes.rank) % 2**63)
         self.optimizer.zero_grad(set_to_none=True)
@@ -317,7 +321,14 @@ class Training:
         if not items:
             return {}, None
         found = character_losses(
-            self.model, items, self.options.max_tokens, self.on, self.processes, tick, lambda: self.stop.asked
+            self.model,
+            items,
+            self.options.max_tokens,
+            self.on,
+            self.processes,
+            tick,
+            stop=lambda: self.stop.asked,
+            packed=self.packed,
         )
         self._save_if_due()
         return {name: mean.loss for name, mean in found.items()}, overall(found)
@@ -350,7 +361,7 @@ class Training:
                 with replacing(log) as file:
                     file.write(running.read_text(encoding="utf-8"))
                 machine = {"precision": self.on.precision, "device": self.on.device, "threads": self.threads}
-                machine["processes"] = self.processes.world
+                machine |= {"processes": self.processes.world, "packed": self.packed}
                 write_json(self.run.record, training_record(self.run, self.state, self.plan, log, machine))
                 checkpoint.remove(self.folder)
                 running.unlink()

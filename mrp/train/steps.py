@@ -66,8 +66,8 @@ class Plan:
     pieces_cut: int  # trained pieces that begin in the middle of a sample longer than a row
 
 
-def plan_training(run: Run, template: ChatTemplate, world: int = 1) -> Plan:
-    """The plan of a run whose data is built, for `world` processes.
+def plan_training(run: Run, template: ChatTemplate, world: int = 1, packed: bool = True) -> Plan:
+    """The plan of a run whose data is built, for `world` processes; `packed` False: each sample in a row of its own.
 
     Raises `InputError` for data that was built with other options or for another cast, for a sample without anything
     to learn, and if no sample fits in `train.max_tokens`.
@@ -82,7 +82,7 @@ def plan_training(run: Run, template: ChatTemplate, world: int = 1) -> Plan:
     for name, part in (("train", samples), ("dev", dev_samples), ("held-out", held)):
         items[name], too_long = render_all(part, template, run.cast, options.max_tokens)
         left_out += [{"set": name} | entry for entry in too_long]
-    steps = plan_steps(samples, items["train"], options, run.config.data.order, seed, world)
+    steps = plan_steps(samples, items["train"], options, run.config.data.order, seed, world, packed)
     if not steps:
         fix = "raise train.max_tokens, or add dialogues"
         raise InputError("there is nothing to train: no sample fits", str(run.data / TRAIN), fix)
@@ -146,7 +146,13 @@ def render_all(
 
 
 def plan_steps(
-    samples: Sequence[Sample], items: dict[str, list[Item]], options: TrainOptions, order: str, seed: int, world: int
+    samples: Sequence[Sample],
+    items: dict[str, list[Item]],
+    options: TrainOptions,
+    order: str,
+    seed: int,
+    world: int,
+    packed: bool = True,
 ) -> list[Step]:
     """All steps of a training. `samples` are in the order of epoch 0 (the order of the file)."""
     rows_a_step = options.micro_batch * options.accumulation * world
@@ -154,9 +160,9 @@ def plan_steps(
     for epoch in range(options.epochs):
         ordered = samples if epoch == 0 else in_order(samples, order, seed, epoch)
         flat = [item for sample in ordered for item in items[sample.id]]
-        rows = [
-            tuple(flat[i] for i in row) for row in pack([len(x.rendered.input_ids) for x in flat], options.max_tokens)
-        ]
+        lengths = [len(item.rendered.input_ids) for item in flat]
+        numbers = pack(lengths, options.max_tokens) if packed else [[index] for index in range(len(flat))]
+        rows = [tuple(flat[i] for i in row) for row in numbers]
         for at in range(0, len(rows), rows_a_step):
             steps.append(Step(epoch, tuple(rows[at : at + rows_a_step]), at + rows_a_step >= len(rows)))
     return steps

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from shapes import SHAPES
 from tiny_runs import (
     PEOPLE,
     QUESTION,
@@ -63,11 +65,11 @@ def replies(run: Run) -> dict[str, str]:
 
 
 def test_each_character_learns_its_own_answer_to_the_same_question(make_run: MakeRun) -> None:
-    run = make_run(own=2, shared=0, epochs=60, learning_rate=2e-2, rank=16, alpha=16, dev=0)
+    run = make_run(own=2, shared=0, epochs=40, learning_rate=2e-2, rank=16, alpha=16, dev=0)
     record = train(run)
     first, last = (record["measures"]["epochs"][k]["train_loss"] for k in (0, -1))
     for who in PEOPLE:
-        assert last[who] < 0.3 < 2 < first[who]
+        assert last[who] < 1 < 3 < first[who]
     assert replies(run) == {who: reply for who, (_, _, reply) in PEOPLE.items()}
 
 
@@ -124,6 +126,40 @@ def test_packed_rows_give_the_losses_and_gradients_of_single_ones(make_run: Make
 def planned(run: Run) -> list[Step]:
     template = ChatTemplate(load_tokenizer(Path(run.config.base)))
     return plan_training(run, template).steps
+
+
+def test_a_base_that_does_not_keep_samples_apart_gets_a_row_for_each(make_run: MakeRun, tmp_path: Path) -> None:
+    tokenizer = SHAPES["chatml"].tokenizer()
+    config = transformers.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        word_embed_proj_dim=32,
+        max_position_embeddings=512,
+    )
+    transformers.OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    tokenizer.save_pretrained(tmp_path / "opt")
+    run = make_run(base=tmp_path / "opt", epochs=1)
+    heard = Heard()
+    record = train(run, report=heard)
+    assert record["packed"] is False and "each gets its own row" in heard.warnings[0]
+    assert all(len(row["samples"]) == 1 for row in read_log(run))
+
+
+def test_bf16_trains_fp32_weights_and_resumes_to_the_same(make_run: MakeRun) -> None:
+    run, whole = make_run(precision="auto", epochs=1), make_run("whole", precision="auto", epochs=1)
+    if hardware("auto").autocast is None:
+        pytest.skip("only on hardware with bf16")
+    record = train(whole)
+    with pytest.raises(Stopped):
+        train(run, report=stop_at(3))
+    train(run, resume=True)
+    assert result(run) == result(whole)
+    assert record["precision"] == "bfloat16 autocast over float32 LoRA, base in bfloat16"
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
 # -- what is kept -------------------------------------------------------------------------------------------------
@@ -241,8 +277,14 @@ def test_the_record_tells_what_the_adapter_was_made_of(make_run: MakeRun) -> Non
     assert record["adapter_sha256"] == sha256_file(run.adapter / "adapter_model.safetensors")
     assert set(record["versions"]) >= {"mrp", "python", "torch", "transformers", "peft"}
     assert record["template"]["end_of_turn"] == "<|im_end|>" and "model.safetensors" in record["base"]
-    machine = {name: record[name] for name in ("precision", "device", "threads", "processes")}
-    assert machine == {"precision": "float32, base in float32", "device": "cpu", "threads": 1, "processes": 1}
+    machine = {name: record[name] for name in ("precision", "device", "threads", "processes", "packed")}
+    assert machine == {
+        "precision": "float32, base in float32",
+        "device": "cpu",
+        "threads": 1,
+        "processes": 1,
+        "packed": True,
+    }
     measures, log = record["measures"], read_log(run)
     assert measures["steps"] == len(log) and measures["tokens"] == sum(row["tokens"] for row in log)
     assert measures["seconds"] > 0 and measures["tokens_per_second"] > 0

@@ -87,12 +87,12 @@ def test_a_stop_while_an_epoch_is_measured_ends_at_once(
     calls = 0
     real = loop.character_losses
 
-    def losses(*given: Any) -> Any:
+    def losses(*given: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2:  # the first is the base's
             os.kill(os.getpid(), signal.SIGINT)
-        return real(*given)
+        return real(*given, **named)
 
     monkeypatch.setattr(loop, "character_losses", losses)
     epoch = first_epoch(whole)

@@ -35,7 +35,7 @@ def test_each_epoch_trains_every_sample_once_and_rows_stay_within_their_length(m
         assert [step.ends_epoch for step in steps] == [False] * (len(steps) - 1) + [True]
         assert all(len(step.rows) == 2 for step in steps[:-1])
         rows = [row for step in steps for row in step.rows]
-        assert all(sum(len(item.rendered.input_ids) for item in row) <= 256 for row in rows)
+        assert all(sum(len(item.rendered.input_ids) for item in row) <= run.config.train.max_tokens for row in rows)
         assert max(len(row) for row in rows) > 1
 
 

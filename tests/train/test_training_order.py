@@ -34,7 +34,7 @@ def test_the_order_asked_for_is_the_order_trained(make_run: MakeRun, order: str)
         "sha256": digest,
     }
     packed = [row for row in read_log(run) if len(row["samples"]) > 1]
-    assert packed and all(row["tokens"] <= 256 for row in packed)
+    assert packed and all(row["tokens"] <= run.config.train.max_tokens for row in packed)
 
 
 def test_the_shuffled_order_depends_on_the_seed_alone(make_run: MakeRun) -> None:

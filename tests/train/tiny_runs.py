@@ -37,7 +37,7 @@ FAST = {
     "learning_rate": 5e-3,
     "rank": 4,
     "alpha": 8,
-    "max_tokens": 256,
+    "max_tokens": 384,
     "dev": 0.1,
     "precision": "fp32",
     "threads": 1,
@@ -94,7 +94,7 @@ def write_run(
     more: Iterable[dict[str, Any]] = (),
     **train_options: Any,
 ) -> Run:
-    """A run in `folder` with its data built; of each character's `own` scenes and the `shared` ones as many are taken, with `more`."""
+    """A run in `folder` with its data built: so many scenes of each character's `own`, so many `shared`, and `more`."""
     folder.mkdir()
     scenes = {f"{who}.jsonl": list(islice(own_scenes(who), own)) for who in PEOPLE}
     scenes["together.jsonl"] = [*islice(shared_scenes(), shared), *more]
