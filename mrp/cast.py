@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -20,6 +20,7 @@ from mrp.yamlfile import StrictModel, check_value, key_lines, place_of, read_yam
 
 OTHER = "other"  # the speaker of a line when nobody knows who said it
 NEUTRAL_NAME = {"en": "Someone", "zh": "旁人"}  # what such a speaker is called where names are shown
+USER_MACRO = "{{user}}"  # in texts of a character: whoever talks with it
 DEFAULT_PERSONA = {"en": "You are {name}.", "zh": "你是{name}。"}
 OPENING = {"en": "(The scene begins.)", "zh": "（开场）"}  # stands for a scenario where there is none
 
@@ -27,8 +28,16 @@ OPENING = {"en": "(The scene begins.)", "zh": "（开场）"}  # stands for a sc
 class LoreEntry(StrictModel):
     """A fact that a character knows, and the words that bring it up."""
 
-    keys: list[str] = Field(min_length=1)
+    keys: list[str]
     text: str = Field(min_length=1)
+    constant: bool = False
+    """Known always, whatever is talked about; `keys` may be empty then."""
+
+    @pydantic.model_validator(mode="after")
+    def _something_brings_it_up(self) -> Self:
+        if not self.keys and not self.constant:
+            raise ValueError("`keys` should have at least 1 item|add a word that brings it up, or `constant: true`")
+        return self
 
 
 class Character(StrictModel):
@@ -44,12 +53,18 @@ class Character(StrictModel):
     """The system prompt: who the character is, in two or three sentences."""
     greeting: str = ""
     """What the character says first in a chat."""
+    alternate_greetings: list[str] = []
+    """Other things it may say first instead."""
+    scenario: str = ""
+    """The setting that the character's card gives it; the scenes made of the card's examples carry it."""
     avatar: str | None = None
     """A picture file."""
     dialogues: list[str] = []
     """Files with this character's dialogues."""
     lore: list[LoreEntry] = []
-    """Facts the character knows: `keys` (words that bring it up) and `text`."""
+    """Facts the character knows: `text`, and `keys` (words that bring it up); `constant: true`: known always."""
+    card: str | None = None
+    """The character card that the character came from (JSON), kept whole for `mrp card export`."""
 
     @pydantic.field_validator("id")
     @classmethod
@@ -122,9 +137,18 @@ class Cast(StrictModel):
         return found.name if found else speaker
 
     def persona(self, character_id: str) -> str:
-        """The identity text of a character: its persona, or "You are NAME." where none is written."""
+        """The identity text of a character: its persona, or "You are NAME." where none is written.
+
+        It is the same in every chat, so `{{user}}` in it is the neutral name.
+        """
         character = self[character_id]
-        return character.persona.strip() or DEFAULT_PERSONA[self.language].format(name=character.name)
+        written = fill_user(character.persona.strip(), NEUTRAL_NAME[self.language])
+        return written or DEFAULT_PERSONA[self.language].format(name=character.name)
+
+
+def fill_user(text: str, name: str) -> str:
+    """`text` with the name of whoever talks with the character, where it says {{user}} (as character cards do)."""
+    return text.replace(USER_MACRO, name)
 
 
 def load_cast(path: Path) -> Cast:

@@ -228,6 +228,20 @@ def data_show(
     return show_command(_load(run), character, count, held_out, report)
 
 
+@command(data, "recipe")
+def data_recipe(
+    name: Annotated[str, typer.Argument(help="xiyou-2024.")],
+    sources: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Holds swj, swk, tsz and zbj .jsonl.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Replaced whole.")],
+    report: Reporter,
+    shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="A permutation of exactly these lines.")] = None,
+) -> Any:
+    """The original shell pipeline (uniq, head, tail), byte for byte."""
+    from mrp.data.recipe import run_recipe
+
+    return run_recipe(name, sources, out, shuffle, report).as_json()
+
+
 @command(app, "train")
 def train_command(
     report: Reporter,

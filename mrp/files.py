@@ -35,13 +35,26 @@ def is_safe_id(text: str) -> bool:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[str]]:
     """Open a text file beside `path` for writing; it takes the place of `path` only if the block ends well."""
+    with _replacing(path, "w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+@contextmanager
+def replacing_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """As `replacing`, for bytes."""
+    with _replacing(path, "wb") as file:
+        yield file
+
+
+@contextmanager
+def _replacing(path: Path, mode: str, **how: str) -> Iterator[IO[Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=PART, suffix=".part", dir=path.parent)
     except OSError as error:
         raise disk_error(error, path) from error
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(handle, mode, **how) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -30,7 +30,7 @@ import jinja2
 
 from mrp.cast import Cast
 from mrp.data.samples import Sample
-from mrp.data.view import Message, opening_text, view
+from mrp.data.view import ASSISTANT, SYSTEM, USER, Message, opening_text, view
 from mrp.errors import InputError
 
 PINNED_DATE = "2026-01-01"  # what a template that prints today's date is told: the same in training and in play
@@ -131,7 +131,7 @@ class ChatTemplate:
         If the last message is an assistant's, they ask for another line of the same turn, as `view` joins lines.
         """
         adapted = self._adapted(messages, opening)
-        if adapted and adapted[-1].role == "assistant":
+        if adapted and adapted[-1].role == ASSISTANT:
             return self._begun(adapted)
         frame = self._frame_for(adapted, True)
         return [i for ids, _ in self._encode(frame, adapted, {}) for i in ids]
@@ -220,7 +220,7 @@ class ChatTemplate:
     def _starts(self, messages: Sequence[Message], head: int, end: int) -> list[int]:
         """Where `messages[head:end]` may begin when old messages are dropped: the shortest choice first."""
         any_role = self.traits.opens_with_reply
-        return [k for k in range(end - 1, head, -1) if any_role or messages[k].role == "user"] + [head]
+        return [k for k in range(end - 1, head, -1) if any_role or messages[k].role == USER] + [head]
 
     def _part(self, messages: Sequence[Message], start: int, end: int, learnt: Sequence[int], opening: str) -> Rendered:
         """The system message and `messages[start:end]`, with the replies `learnt` learnt."""
@@ -252,9 +252,9 @@ class ChatTemplate:
         """The messages in the form that this template takes."""
         adapted = list(messages)
         head = _head(adapted)
-        first = adapted[head].role if len(adapted) > head else "assistant"
-        if first == "assistant" and not self.traits.opens_with_reply:
-            adapted.insert(head, Message("user", opening or "...", False))
+        first = adapted[head].role if len(adapted) > head else ASSISTANT
+        if first == ASSISTANT and not self.traits.opens_with_reply:
+            adapted.insert(head, Message(USER, opening or "...", False))
         if head and not self.traits.own_system:
             system, user = adapted[0], adapted[1]
             adapted[:2] = [replace(user, text=f"{system.text}\n\n{user.text}")]
@@ -300,7 +300,7 @@ class ChatTemplate:
         known: dict[str, int] = {}
         for k, role in enumerate(roles):
             is_last = k == len(roles) - 1
-            if role != "assistant" or not (is_last or self._must_append):
+            if role != ASSISTANT or not (is_last or self._must_append):
                 continue
             at = slot_at[k] - 1
             before = str(parts[at])
@@ -340,16 +340,16 @@ class ChatTemplate:
 
     def _probe_with(self, options: dict[str, Any]) -> Traits:
         self._must_append = False
-        own_system = self._works(("system", "user", "assistant"), ("system", "user"))
-        one = ("system", "user", "assistant") if own_system else ("user", "assistant")
-        many = (*one, "user", "assistant")
+        own_system = self._works((SYSTEM, USER, ASSISTANT), (SYSTEM, USER))
+        one = (SYSTEM, USER, ASSISTANT) if own_system else (USER, ASSISTANT)
+        many = (*one, USER, ASSISTANT)
         end_of_turn = self._end_of_turn(self._frame(one, False))  # raises with the reason, as the next line does
         self._frame(many, False)
-        opened = ("system", "assistant", "user", "assistant")
+        opened = (SYSTEM, ASSISTANT, USER, ASSISTANT)
         opens = own_system and all(self._works(opened[:k], opened[: k - 1]) for k in (2, 4))
         self._must_append = True
         self._frame.cache_clear()
-        tried = (many, (*many, "user", "assistant"), *([opened] if opens else []))
+        tried = (many, (*many, USER, ASSISTANT), *([opened] if opens else []))
         append_only = all(self._works(roles, end_of_turn=end_of_turn) for roles in tried)
         self._must_append = append_only
         self._frame.cache_clear()
@@ -506,7 +506,7 @@ def _runs(loss: Sequence[bool]) -> int:
 
 def _head(messages: Sequence[Message]) -> int:
     """How many system messages there are at the head (0 or 1)."""
-    return 1 if messages and messages[0].role == "system" else 0
+    return 1 if messages and messages[0].role == SYSTEM else 0
 
 
 def _last_fitting(count: int, fits: Callable[[int], bool]) -> int:

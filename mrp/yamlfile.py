@@ -48,15 +48,15 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise _broken(error, where) from None
+        raise _broken(error, where, "\n" in text) from None
     except (ValueError, RecursionError) as error:  # such as the date 2026-02-31
         fix = "put quotes around texts that YAML takes for something else"
         raise InputError(f"broken YAML: {error}", where, fix) from None
 
 
-def _broken(error: yaml.YAMLError, where: str) -> InputError:
+def _broken(error: yaml.YAMLError, where: str, has_lines: bool) -> InputError:
     mark = getattr(error, "problem_mark", None)
-    place = f"{where}:{mark.line + 1}" if mark else where
+    place = f"{where}:{mark.line + 1}" if mark and has_lines else where
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
     return InputError(f"broken YAML: {problem}", place, "look at the indent and the quotes there")
 
@@ -68,7 +68,8 @@ def check_value(
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
-        faults = [_fault(item, model, path, lines, flags) for item in error.errors(include_url=False)]
+        items = sorted(error.errors(include_url=False), key=lambda item: lines.get(_known(lines, item["loc"]), 0))
+        faults = [_fault(item, model, path, lines, flags) for item in items]
     raise_all(path.name, faults)
     raise AssertionError("a validation error without faults")
 
@@ -78,7 +79,7 @@ def key_lines(path: Path) -> dict[KeyPath, int]:
     try:
         root = yaml.compose(_text(path), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise _broken(error, str(path)) from None
+        raise _broken(error, str(path), True) from None
     lines: dict[KeyPath, int] = {}
     faults: list[MrpError] = []
 
@@ -114,11 +115,17 @@ def key_lines(path: Path) -> dict[KeyPath, int]:
 
 def place_of(path: Path, lines: dict[KeyPath, int], at: Sequence[str | int]) -> str:
     """ "cast.yaml:12, characters[0].name": the file, the line of the key (or of its nearest parent) and the key."""
+    known = _known(lines, at)
+    line = f":{lines[known]}" if known else ""
+    return f"{path}{line}" + (f", {key_text(at)}" if at else "")
+
+
+def _known(lines: dict[KeyPath, int], at: Sequence[str | int]) -> KeyPath:
+    """The key path `at`, or the nearest of its parents that has a line."""
     known = tuple(at)
     while known and known not in lines:
         known = known[:-1]
-    line = f":{lines[known]}" if known else ""
-    return f"{path}{line}" + (f", {key_text(at)}" if at else "")
+    return known
 
 
 def key_text(at: Sequence[str | int]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from mrp.data.view import Message
+from mrp.data.view import ASSISTANT, SYSTEM, USER, Message
 from mrp.errors import InputError, MrpError
 from mrp.models.load import Hardware, load_model, load_tokenizer
 from mrp.models.shards import FLOATS, StoredTensor, read_rows, read_weights, row_blocks, same_bytes
@@ -84,7 +84,7 @@ def default_probes(base: Path) -> list[list[int]]:
         texts = ["\n".join(texts) for texts in PROBES]
         return [list(tokenizer(text).input_ids)[:PROBE_TOKENS] for text in texts]
     dialogues = [
-        [Message("system", system), Message("user", question), Message("assistant", answer, True)]
+        [Message(SYSTEM, system), Message(USER, question), Message(ASSISTANT, answer, True)]
         for system, question, answer in PROBES
     ]
     return [template.sample(messages)[0].input_ids[:PROBE_TOKENS] for messages in dialogues]

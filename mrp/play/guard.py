@@ -18,7 +18,6 @@ class SpeakerGuard:
         names = sorted({n for n in others if n.strip()}, key=len, reverse=True)
         either = "|".join(re.escape(n) for n in names)
         self._begins = re.compile(rf"(?:\A|\n)[ \t*]*(?:{either})[ \t*]*[:：]", re.IGNORECASE) if names else None
-        self._longest = max(map(len, names), default=0) + 8  # with blanks, marks and the colon
         self._names = [n.casefold() for n in names]
         self._text = ""
         self._given = 0
@@ -43,8 +42,8 @@ class SpeakerGuard:
         """How many last characters could still become a name at the start of a line."""
         start = self._text.rfind("\n")
         line = self._text[start + 1 :]
-        begun = line.lstrip(" \t*").rstrip(" \t*").casefold()
-        if len(line) <= self._longest and any(name.startswith(begun) or begun == name for name in self._names):
+        begun = line.strip(" \t*").casefold()
+        if any(name.startswith(begun) for name in self._names):
             return len(self._text) - max(start, 0)
         return 0
 

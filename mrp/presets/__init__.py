@@ -33,7 +33,15 @@ def write_starter(folder: Path) -> list[Path]:
     targets = [folder / p.relative_to(STARTER) for p in files]
     for target in targets:
         _must_be_new(target)
-    return [_copy(source, target) for source, target in zip(files, targets, strict=True)]
+    written: list[Path] = []
+    try:
+        for source, target in zip(files, targets, strict=True):
+            written.append(_copy(source, target))
+    except InputError:
+        for path in written:  # so that it can be tried again
+            path.unlink()
+        raise
+    return written
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -223,7 +223,7 @@ class Training:
         rate = learning_rate(number, len(self.steps), self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # for dropout, ours and the base's own: each step draws the same, whether the training was stopped before it
+        # for dropout, ours and the base's own: a step draws the same whether or not the training was stopped before it
         torch.manual_seed(((self.run.config.seed * 1_000_003 + number) * 1009 + self.processes.rank) % 2**63)
         self.optimizer.zero_grad(set_to_none=True)
         mine = step.rows[self.processes.rank :: self.processes.world]

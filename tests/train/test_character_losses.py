@@ -35,7 +35,7 @@ def test_they_equal_the_cross_entropy_of_each_sample_alone(model: Any, items: li
     for item in items:
         ids = torch.tensor([item.rendered.input_ids])
         with torch.no_grad():
-            logits = model(ids).logits[0, :-1]
+            logits = model(ids.to(model.device)).logits[0, :-1].cpu()
         losses = F.cross_entropy(logits, ids[0, 1:], reduction="none")
         learnt = torch.tensor(item.rendered.loss[1:])
         sums[item.sample.character] += float(losses[learnt].sum())

@@ -280,7 +280,7 @@ def test_the_record_tells_what_the_adapter_was_made_of(make_run: MakeRun) -> Non
     machine = {name: record[name] for name in ("precision", "device", "threads", "processes", "packed")}
     assert machine == {
         "precision": "float32, base in float32",
-        "device": "cpu",
+        "device": hardware().device,
         "threads": 1,
         "processes": 1,
         "packed": True,
