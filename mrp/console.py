@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
     lines = ["", f'Everybody was asked: "{run.question}"', ""]
     for reply in summary["replies"]:
         name = run.cast[reply["character"]].name
-        lines += [name, f"  before  {_one_line(reply['before'])}", f"  after   {_one_line(reply['after'])}", ""]
+        lines += [name, _paragraph("  before  ", reply["before"]), _paragraph("  after   ", reply["after"]), ""]
     if summary["held_out_loss"]:
         lines.append("Loss on lines that training never saw (nats a token; less is better):")
         for character, loss in summary["held_out_loss"].items():
@@ -35,7 +38,7 @@ def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
     lines += ["", f"Model    {summary['paths']['merged']}", f"Adapter  {summary['paths']['adapter']}"]
     lines += [
         f"Summary  {summary['paths']['summary']}",
-        f"Talk     mrp chat {run.folder} --as {run.cast.characters[0].id}",
+        f"Talk     {_command_name()} chat {run.folder} --as {run.cast.characters[0].id}",
     ]
     return lines
 
@@ -55,8 +58,17 @@ def check_command(paths: list[Path], cast: Path | None, report: Reporter) -> dic
     return found.as_json()
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split()) or "(nothing)"
+def _paragraph(label: str, text: str) -> str:
+    """A reply behind its label, wrapped to a readable width (Chinese, without blanks, stays as it is)."""
+    words = " ".join(text.split()) or "(nothing)"
+    indent = " " * len(label)
+    wrap = textwrap.TextWrapper(100, initial_indent=label, subsequent_indent=indent, break_long_words=False)
+    return wrap.fill(words)
+
+
+def _command_name() -> str:
+    """How to call mrp again: by its name if it is on the PATH, else as it was called."""
+    return "mrp" if shutil.which("mrp") else Path(sys.argv[0]).as_posix()
 
 
 def show_command(run: Run, character: str | None, count: int, held_out: bool, report: Reporter) -> dict[str, Any]:
