@@ -32,7 +32,9 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Dialogues: check them, build samples, look at them.", no_args_is_help=True)
 presets = typer.Typer(help="Run files that come with mrp.", no_args_is_help=True)
+card = typer.Typer(help="Character cards (V1, V2, V3): into a cast, and out of it again.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(card, name="card")
 app.add_typer(presets, name="presets")
 
 RUN = Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)]
@@ -290,6 +292,31 @@ def chat_command(
 
         player = open_player(run, base=base, cast=cast, template=template, flags=_given(set_))
     return TerminalChat(player, as_, me, seed, report).run()
+
+
+@command(card, "import")
+def card_import(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Cards: PNG or JSON.")],
+    report: Reporter,
+    cast: Annotated[Path, typer.Option(help="The cast file; made if there is none.")] = Path("cast.yaml"),
+) -> Any:
+    """Add the characters of cards to a cast file. If one card is broken, none is added."""
+    from mrp.cards.take_in import import_cards
+
+    return import_cards(files, cast, report)
+
+
+@command(card, "export")
+def card_export(
+    run: RUN,
+    character: Annotated[str, typer.Argument(metavar="CHARACTER", help="An id, name or alias.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.png|json", help="Replaced if it exists.")],
+    report: Reporter,
+) -> Any:
+    """Write a character as a card: V2 and V3 in a picture, or JSON. No field of the card it came from is lost."""
+    from mrp.cards.hand_out import export_card
+
+    return export_card(_load(run), character, out, report)
 
 
 @command(app, "version")

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from mrp.cast import Cast, load_cast
 from mrp.errors import InputError, nearest
-from mrp.files import replacing
+from mrp.files import LOCK_NAME, replacing
 from mrp.yamlfile import StrictModel, check_value, key_lines, parse_yaml, place_of, read_yaml
 
 RUN_FILE = "mrp.yaml"  # what `mrp init` writes
@@ -194,7 +194,20 @@ def load_run(path: Path, flags: dict[str, str] | None = None) -> Run:
     if path.name != KEPT_RUN_FILE and folder.resolve() in (path.parent.resolve(), cast_path.parent.resolve()):
         what = "the run folder cannot be the folder of your run file or cast: mrp would write over what is in it"
         raise InputError(what, place_of(path, lines, ("out",)), "choose a folder for it alone, such as `out: run`")
+    if taken := _taken(folder):
+        what = f"the run folder has a folder {taken!r} that is not from mrp, and that would be replaced"
+        raise InputError(what, place_of(path, lines, ("out",)), "choose a folder for it alone, such as `out: run`")
     return Run(config, origins, load_cast(cast_path), path, cast_path, _tidy(folder))
+
+
+def _taken(folder: Path) -> str:
+    """The name of a folder in the run folder which is somebody else's, where it is in the way; "" if there is none."""
+    if any((folder / name).exists() for name in (KEPT_RUN_FILE, LOCK_NAME)):
+        return ""  # mrp has worked here before
+    for name, mark in (("data", "manifest.json"), ("adapter", "adapter_config.json"), ("checkpoint", "state.json")):
+        if (folder / name).is_dir() and any((folder / name).iterdir()) and not (folder / name / mark).is_file():
+            return name
+    return ""
 
 
 def chat_options(flags: dict[str, str]) -> ChatOptions:

@@ -62,6 +62,8 @@ def read_json_lines(path: Path) -> Iterator[JsonLine]:
     """
     decode = msgspec.json.Decoder().decode
     empty = True
+    if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait for its writer
+        raise InputError("a pipe or device stands where a JSONL file is wanted", str(path), "put it into a file first")
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):

@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def replacing_bytes(path: Path) -> Iterator[IO[bytes]]:
+def replacing_binary(path: Path) -> Iterator[IO[bytes]]:
     """As `replacing`, for bytes."""
     with _replacing(path, "wb") as file:
         yield file

@@ -79,7 +79,7 @@ class _Pipeline:
         from mrp.train.loop import train
 
         before = self.run.record.stat().st_mtime_ns if self.run.record.is_file() else 0
-        resume = checkpoint_folder(self.run.folder).is_dir()
+        resume = not self.restart and checkpoint_folder(self.run.folder).is_dir()
         try:
             self.record = train(self.run, resume=resume, restart=self.restart, report=self.report)
         except Stopped as stopped:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+HOLD = """
+import sys
+from pathlib import Path
+from mrp.files import folder_lock
+with folder_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 PEOPLE = {"wukong": "Sun Wukong", "bajie": "Zhu Bajie"}
 PLACES = ("the river", "a mountain", "the inn", "the road", "a temple", "the bridge")
 OPTIONS: dict[str, Any] = {
@@ -67,3 +79,16 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".mrp.lock"
     }
+
+
+@contextmanager
+def held_by_another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the folder for the length of the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.communicate()

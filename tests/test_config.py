@@ -160,6 +160,18 @@ def test_a_run_folder_never_takes_the_place_of_the_projects_own_files(run_file: 
     assert "mrp would write over" in error.what and ", out" in error.where
 
 
+@pytest.mark.parametrize("name", ["data", "adapter", "checkpoint"])
+def test_a_run_folder_never_takes_the_place_of_folders_of_yours(run_file: Path, name: str) -> None:
+    change_yaml(run_file, out="..")
+    (run_file.parent.parent / name).mkdir()
+    load_run(run_file)  # an empty one is nobody's
+    (run_file.parent.parent / name / "mine.jsonl").write_text("mine", encoding="utf-8")
+    error = error_of(run_file)
+    assert f"has a folder '{name}' that is not from mrp" in error.what and "mrp.yaml:" in error.where
+    (run_file.parent.parent / ".mrp.lock").touch()  # but where mrp worked before, all of it is its own
+    load_run(run_file)
+
+
 # -- the copy in the run folder ------------------------------------------------------------------------------------
 
 

@@ -7,11 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from projects import HOLD, held_by_another_process
 
 from mrp import files
 from mrp.errors import InputError, SetupError
@@ -31,28 +30,6 @@ from mrp.files import (
     write_json,
     write_jsonl,
 )
-
-HOLD = """
-import sys
-from pathlib import Path
-from mrp.files import folder_lock
-with folder_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def held_by_another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process holds the folder for the length of the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout and process.stdout.readline() == "held\n"
-    try:
-        yield process
-    finally:
-        process.communicate()
 
 
 def full_disk(*_: object) -> None:

@@ -26,7 +26,7 @@ from mrp.files import fingerprint, read_json, replacing_folder, sha256_file, wri
 from mrp.report import SILENT, Reporter
 
 TRAIN, HELD_OUT, REJECTED, MANIFEST = "train.jsonl", "held-out.jsonl", "rejected.jsonl", "manifest.json"
-BUILD_VERSION = 1  # one more whenever the same inputs give other samples
+BUILD_VERSION = 2  # one more whenever the same inputs give other samples
 
 
 def build_data(run: Run, report: Reporter = SILENT) -> dict[str, Any]:
@@ -193,6 +193,7 @@ def _tell(run: Run, manifest: dict[str, Any], report: Reporter) -> None:
     """The result in a few lines: what was kept, what was not and why, and each character's share."""
     totals = manifest["totals"]
     report.line(f"data: {totals['kept']:,} of {totals['lines']:,} lines kept{_counts_text(totals['rejected'], '; ')}")
+    report.line(f"understood as{_counts_text(totals['formats'], ': ')}")
     if totals["dropped_turns"]:
         report.line(f"left out of kept lines{_counts_text(totals['dropped_turns'], ': ')}")
     without: list[str] = []

@@ -29,6 +29,7 @@ class CheckReport:
     kept: int = 0
     counts: Counter[str] = field(default_factory=Counter)  # rejected lines by reason
     dropped: Counter[str] = field(default_factory=Counter)  # lines of dialogue left out of kept lines, by kind
+    formats: Counter[str] = field(default_factory=Counter)  # what the lines were understood as
     faults: list[Rejected] = field(default_factory=list)
     problems: list[MrpError] = field(default_factory=list)
 
@@ -43,6 +44,7 @@ class CheckReport:
             "kept": self.kept,
             "rejected": dict(sorted(self.counts.items())),
             "dropped_turns": dict(sorted(self.dropped.items())),
+            "formats": dict(sorted(self.formats.items())),
             "faults": [fault.as_json() for fault in self.faults],
             "problems": [problem.as_json() for problem in self.problems],
         }
@@ -74,6 +76,7 @@ def _add(report: CheckReport, files: Sequence[DialogueFile], cast: Cast | None) 
     report.kept += total.kept
     report.counts += total.rejected
     report.dropped += total.dropped
+    report.formats += total.formats
     report.faults += found.rejected
     report.problems += found.faults
     return found.scenes

@@ -34,12 +34,16 @@ class DialogueFile:
 
 @dataclass(slots=True)
 class FileCounts:
-    """What became of the non-blank lines of one file: `lines` is `kept` plus all of `rejected`."""
+    """What became of the non-blank lines of one file (or the elements of the array that it is).
+
+    `lines` is `kept` plus all of `rejected`.
+    """
 
     lines: int = 0
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)  # lines of dialogue left out of kept scenes, by kind
+    formats: Counter[str] = field(default_factory=Counter)  # what the lines were understood as
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +51,7 @@ class FileCounts:
             "kept": self.kept,
             "rejected": dict(sorted(self.rejected.items())),
             "dropped_turns": dict(sorted(self.dropped.items())),
+            "formats": dict(sorted(self.formats.items())),
         }
 
 
@@ -66,6 +71,7 @@ class Collected:
             whole.kept += counts.kept
             whole.rejected += counts.rejected
             whole.dropped += counts.dropped
+            whole.formats += counts.formats
         return whole
 
 
@@ -90,6 +96,8 @@ def collect(files: Sequence[DialogueFile], cast: Cast | None) -> Collected:
         try:
             for line in read_lines(file.path, cast, file.owner, file.name):
                 counts.lines += 1
+                if line.kind:
+                    counts.formats[line.kind] += 1
                 result = line.result
                 if isinstance(result, Scene):
                     result = _repeated(result, line.text, first_with, given_ids) or result
@@ -153,7 +161,7 @@ def _with_ids(scenes: Sequence[Scene], stems: Sequence[str], taken: set[str]) ->
     named: list[Scene] = []
     for scene, stem in zip(scenes, stems, strict=True):
         if not scene.id:
-            base = scene_id = f"{stem}-{scene.source.rpartition(':')[2]}"
+            base = scene_id = f"{stem}-{scene.source.rpartition(':')[2].replace('#', '.')}"
             count = 1
             while scene_id in taken:
                 count += 1

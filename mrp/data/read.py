@@ -3,12 +3,12 @@
     for result in read_dialogues(Path("wukong.jsonl"), cast, owner="wukong"):
         ...
 
-Two formats, told apart by the keys of each line:
+Our own format is here; those of others, told apart by the keys of each line, are in `formats.py`:
 
-    {"conversation": [{"system": NAME, "input": TEXT, "output": TEXT}, ...]}                       XTuner's
-    {"id", "participants", "scenario", "turns": [{"speaker", "text"} | {"enter": NAME}, ...]}      ours
+    {"id", "participants", "scenario", "turns": [{"speaker", "text"} | {"enter": NAME}, ...]}
 
-First in the flow: `collect.py` takes what comes out, finds duplicates and gives every scene an id.
+A file may also be one JSON array of any of them (`array.py`), one chat of SillyTavern (`chat.py`), or a play script
+(`script.py`). First in the flow: `collect.py` takes what comes out, finds duplicates and gives every scene an id.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrp.cast import OTHER, Cast
+from mrp.cast import Cast
+from mrp.data.array import is_json_array, read_json_array
+from mrp.data.chat import FORMAT as CHAT_FORMAT
+from mrp.data.chat import Part, is_chat, read_chat
+from mrp.data.formats import EXCHANGE_KEYS, FORMATS, Talk
 from mrp.data.record import Faults, Names, Rejected, ascii_name
+from mrp.data.script import FORMAT as SCRIPT_FORMAT
+from mrp.data.script import is_script, read_script
 from mrp.dialogue import JsonLine, Scene, Turn, read_json_lines
-from mrp.errors import nearest
 
-XTUNER_KEYS = ("conversation",)
-XTUNER_TURN_KEYS = ("system", "input", "output")
+OWN_FORMAT, OWN_KEY = "scene", "turns"
 SCENE_KEYS = ("id", "participants", "scenario", "turns", "chapter", "title", "source")
 NOTE_KEYS = ("chapter", "title", "source")  # for people; read past
 TURN_KEYS = ("speaker", "role", "text", "enter")
@@ -38,17 +42,18 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 @dataclass(frozen=True, slots=True)
 class ReadLine:
     """What became of one line: its text as it stands in the file, the result, and how many lines of dialogue in it
-    were empty and left out (empty_prompt, empty_reply)."""
+    were left out (empty_prompt, empty_reply, system_text). `kind` is the format it is in ("" where none is known)."""
 
     text: str
     result: Scene | Rejected
     dropped: Counter[str]
+    kind: str = ""
 
 
 def read_dialogues(
     path: Path, cast: Cast | None, owner: str | None = None, name: str = ""
 ) -> Iterator[Scene | Rejected]:
-    """A `Scene` or a `Rejected` for each non-blank line of `path`, in the order of the file.
+    """A `Scene` or a `Rejected` for each non-blank line (or element of the array) of `path`, in the order of the file.
 
     `owner` is the id of the character that the file is listed under; `name` is what `source` calls the file (default:
     the path). A scene whose line gives no id has the id "". Without a cast the names in the file are taken as they
@@ -61,15 +66,47 @@ def read_dialogues(
 def read_lines(path: Path, cast: Cast | None, owner: str | None = None, name: str = "") -> Iterator[ReadLine]:
     """As `read_dialogues`, with the text of each line and the count of what was left out of it."""
     names = Names(cast)
-    for line in read_json_lines(path):
-        source = f"{name or path}:{line.number}"
+    if is_chat(path):
+        yield from _part_lines(read_chat(path, names, owner, name or str(path)), names, CHAT_FORMAT)
+        return
+    if is_script(path):
+        yield from _part_lines(read_script(path, names, name or str(path)), names, SCRIPT_FORMAT)
+        return
+    for place, line in _records(path):
+        source = f"{name or path}:{place}"
         dropped: Counter[str] = Counter()
         faults = Faults()
-        scene = _scene(_value(line, faults), names, owner, source, faults, dropped)
+        value = _value(line, faults)
+        kind, scene = _scene(value, names, owner, source, faults, dropped)
         if faults.found:
-            yield ReadLine(line.text, faults.rejected(source, line.text), Counter())
+            yield ReadLine(line.text, faults.rejected(source, line.text), Counter(), kind)
         else:
-            yield ReadLine(line.text, scene, dropped)
+            yield ReadLine(line.text, scene, dropped, kind)
+
+
+def _part_lines(parts: Iterable[Part | Rejected], names: Names, kind: str) -> Iterator[ReadLine]:
+    """The parts of a file that is a dialogue as a whole, each as if it were a line."""
+    for part in parts:
+        if isinstance(part, Rejected):
+            yield ReadLine(part.text, part, Counter(), kind)
+            continue
+        faults = Faults()
+        scene = part.scene()
+        _need_reply(scene, names, faults)
+        result = faults.rejected(part.source, part.text) if faults.found else scene
+        yield ReadLine(part.text, result, Counter() if faults.found else +part.dropped, kind)
+
+
+def _need_reply(scene: Scene, names: Names, faults: Faults) -> None:
+    if not faults.found and not any(names.is_character(speaker) for speaker in scene.speakers()):
+        faults.add("no-reply", "no character says anything here")
+
+
+def _records(path: Path) -> Iterator[tuple[str, JsonLine]]:
+    """The lines of a file, or the elements of the array that it is, each with its place in the file."""
+    if is_json_array(path):
+        return read_json_array(path)
+    return ((str(line.number), line) for line in read_json_lines(path))
 
 
 def _value(line: JsonLine, faults: Faults) -> Any:
@@ -92,60 +129,29 @@ def _value(line: JsonLine, faults: Faults) -> Any:
     return None
 
 
-def _scene(value: Any, names: Names, owner: str | None, source: str, faults: Faults, dropped: Counter[str]) -> Scene:
-    """The scene that a line's value holds; what is wrong with it is in `faults`."""
+def _scene(
+    value: Any, names: Names, owner: str | None, source: str, faults: Faults, dropped: Counter[str]
+) -> tuple[str, Scene]:
+    """The format of a line's value, and the scene that it holds; what is wrong with it is in `faults`."""
     nothing = Scene("", (), (), source=source)
     if faults.found:
-        return nothing
-    if isinstance(value, dict) and "conversation" in value:
-        scene = _xtuner_scene(value, names, owner, source, faults, dropped)
-    elif isinstance(value, dict) and "turns" in value:
+        return "", nothing
+    key = next((key for key in (*FORMATS, OWN_KEY) if isinstance(value, dict) and key in value), "")
+    if not key:
+        faults.mapping(value, "", (*FORMATS, *SCENE_KEYS, *EXCHANGE_KEYS))
+        if not faults.found:  # known keys, but nothing said
+            faults.add("wrong-type", f"the line has none of the keys {', '.join((*FORMATS, OWN_KEY))}")
+        return "", nothing
+    if key == OWN_KEY:
+        kind = OWN_FORMAT
         scene = _own_scene(value, names, source, faults, dropped)
     else:
-        faults.mapping(value, "", (*XTUNER_KEYS, *SCENE_KEYS))
-        if not faults.found:  # known keys, but nothing said
-            faults.add("wrong-type", 'the line has neither "conversation" nor "turns"')
-        return nothing
-    if not faults.found and not any(names.is_character(speaker) for speaker in scene.speakers()):
-        faults.add("no-reply", "no character says anything here")
-    return scene
-
-
-def _xtuner_scene(
-    value: dict[str, Any], names: Names, owner: str | None, source: str, faults: Faults, dropped: Counter[str]
-) -> Scene:
-    """XTuner's format: `system` names the character, or holds a prompt, or is missing; texts may be empty or null."""
-    faults.mapping(value, "", XTUNER_KEYS)
-    character: str | None = owner
-    turns: list[Turn] = []
-    for index, item in enumerate(faults.items(value["conversation"], "conversation")):
-        at = f"conversation[{index}]"
-        pair = faults.mapping(item, at, XTUNER_TURN_KEYS)
-        system, prompt, reply = (faults.text(pair.get(key), f"{at}.{key}", optional=True) for key in XTUNER_TURN_KEYS)
-        character = _character(system, character, names, owner, f"{at}.system", faults)
-        for speaker, text, kind in ((OTHER, prompt, "empty_prompt"), (character or OTHER, reply, "empty_reply")):
-            if text:
-                turns.append(Turn(speaker, text))
-            else:
-                dropped[kind] += 1
-    speakers = dict.fromkeys(t.speaker for t in turns if t.speaker != OTHER)
-    return Scene("", (*speakers, OTHER), tuple(turns), source=source)
-
-
-def _character(system: str, before: str | None, names: Names, owner: str | None, at: str, faults: Faults) -> str | None:
-    """Whose reply a turn holds; `before` is the character of the turn before (or the owner of the file)."""
-    if not system:
-        if before is None:
-            faults.add("unknown-character", f"{at} is missing, and the file is listed under no character")
-        return before
-    named = names.character(system)
-    if owner is not None:
-        if named not in (None, owner):
-            faults.add("other-character", f"{at} is {ascii_name(system)}, but the file is listed under {owner!r}")
-        return owner
-    if named is None:
-        faults.add("unknown-character", f"{at} is {ascii_name(system)}: {nearest(system, names.known)}")
-    return named
+        kind, read = FORMATS[key]
+        talk = Talk(names, owner, faults, dropped)
+        read(value, talk)
+        scene = talk.scene(source)
+    _need_reply(scene, names, faults)
+    return kind, scene
 
 
 def _own_scene(value: dict[str, Any], names: Names, source: str, faults: Faults, dropped: Counter[str]) -> Scene:

@@ -26,6 +26,8 @@ REASONS = {  # why a line is not used -> how to mend it
     "unknown-character": "add the name to the cast (as name or alias), or list the file under its character",
     "other-character": "list the line under the character that it names",
     "undeclared-speaker": 'add the speaker to "participants", or {"enter": NAME} before the first line',
+    "tool-message": "take the tools out of the dialogue: a character has none",
+    "no-speaker": "write NAME: before what is said, or brackets around a stage direction",
     "no-reply": "give a character of the cast something to say, or delete the line",
     "duplicate": "delete the line",
     "duplicate-id": "give the scene an id of its own",
@@ -132,6 +134,7 @@ class Names:
     def __init__(self, cast: Cast | None) -> None:
         self._ids = {name.strip().casefold(): c.id for c in cast for name in c.names} if cast else None
         self.known = sorted(name for c in cast for name in c.names) if cast else []
+        self._personas = {cast.persona(c.id): c.id for c in cast} if cast else {}
 
     def speaker(self, name: str) -> str:
         folded = name.casefold()
@@ -143,6 +146,10 @@ class Names:
         """The id of the character with this name, or None."""
         speaker = self.speaker(name)
         return speaker if self.is_character(speaker) else None
+
+    def identity(self, text: str) -> str | None:
+        """The id of the character whose name or persona a system text is, or None."""
+        return self.character(text) or self._personas.get(text)
 
     def is_character(self, speaker: str) -> bool:
         """True for an id that `speaker` gave back, if it is one of the cast."""

@@ -98,8 +98,9 @@ def natural_order(samples: Iterable[Sample], cast: Cast) -> list[Sample]:
     for name in [*(f for c in cast for f in c.dialogues), *cast.dialogues]:
         files.setdefault(name, len(files))
 
-    def place(sample: Sample) -> tuple[int, int, int]:
-        file, _, line = sample.source.rpartition(":")
-        return characters[sample.character], files.get(file, len(files)), int(line)
+    def place(sample: Sample) -> tuple[int, int, int, int]:
+        file, _, at = sample.source.rpartition(":")
+        line, _, number = at.partition("#")  # LINE, or LINE#NUMBER for one of several on a line
+        return characters[sample.character], files.get(file, len(files)), int(line), int(number or 1)
 
     return sorted(samples, key=place)

@@ -1,0 +1,141 @@
+"""What `mrp chat RUN` opens: a run with its merged model or its adapter, a model folder, an adapter with its base."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from projects import change_yaml, write_project, write_yaml
+from scripted import CAST
+
+from mrp.config import load_run
+from mrp.data.build import build_data
+from mrp.errors import InputError
+from mrp.models.merge import merge_run
+from mrp.play.conversation import Conversation, Player
+from mrp.play.engine import Sampling
+from mrp.play.open import model_of, open_player
+from mrp.train.loop import train
+
+GREEDY = Sampling(temperature=0, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A project whose adapter is trained and merged; not to be changed."""
+    run_file = write_project(tmp_path_factory.mktemp("open") / "project", tiny_base)
+    run = load_run(run_file)
+    build_data(run)
+    train(run)
+    merge_run(run)
+    return run_file
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(trained.parent, tmp_path / "project")) / "mrp.yaml"
+
+
+def answer(player: Player, character: str = "wukong") -> str:
+    chat = Conversation(player, [character])
+    chat.say("Where is the river?")
+    return "".join(chat.reply(character, GREEDY))
+
+
+def has_adapter(player: Player) -> bool:
+    model: Any = player.engine.model  # type: ignore[attr-defined]
+    return hasattr(model, "peft_config")
+
+
+def error_of(*path: Path, **given: Any) -> InputError:
+    with pytest.raises(InputError) as caught:
+        open_player(*path, **given)
+    return caught.value
+
+
+def test_a_run_its_folder_and_its_model_play_the_same(trained: Path) -> None:
+    players = [open_player(p, flags={}) for p in (trained, trained.parent, trained.parent / "run")]
+    merged = open_player(trained.parent / "run" / "merged", flags={"chat.max_new_tokens": "12"})
+    assert not any(has_adapter(p) for p in [*players, merged])
+    assert all(p.cast and p.cast["wukong"].persona == "You are Sun Wukong." for p in [*players, merged])
+    assert len({answer(p) for p in [*players, merged]}) == 1
+    assert merged.options.max_new_tokens == 12
+
+
+def test_without_a_merge_base_and_adapter_play_as_the_merged_model_does(project: Path) -> None:
+    wanted = answer(open_player(project))
+    run = load_run(project)
+    cast = run.folder / "cast.yaml"
+    alone = open_player(run.adapter, base=run.config.base, cast=cast, flags={"chat.context_tokens": "256"})
+    shutil.rmtree(run.merged)
+    player = open_player(project)
+    assert has_adapter(player) and has_adapter(alone)
+    assert answer(player) == answer(alone) == wanted
+
+
+def test_a_merge_of_an_earlier_adapter_is_not_played(project: Path) -> None:
+    change_yaml(project, train__learning_rate=1e-3)
+    run = load_run(project)
+    assert model_of(run) == (run.merged, None)
+    train(run)
+    assert model_of(run) == (Path(run.config.base), run.adapter)
+
+
+def test_a_merged_model_is_enough_by_itself(project: Path) -> None:
+    run = load_run(project)
+    shutil.rmtree(run.adapter)
+    assert model_of(run) == (run.merged, None)
+
+
+def test_chat_options_come_from_the_run_and_from_flags(trained: Path) -> None:
+    player = open_player(trained, flags={"chat.temperature": "0"})
+    assert (player.options.temperature, player.options.max_new_tokens) == (0, 6)
+
+
+def test_a_plain_model_folder_has_no_cast_until_one_is_given(tiny_base: Path, trained: Path) -> None:
+    assert open_player(tiny_base).cast is None
+    player = open_player(tiny_base, cast=trained.parent / "cast.yaml")
+    assert player.cast and answer(player, "bajie")
+
+
+def test_a_cast_given_goes_before_the_runs_own(trained: Path, tmp_path: Path) -> None:
+    write_yaml(tmp_path / "other.yaml", CAST.model_dump())
+    for path in (trained, trained.parent / "run" / "merged"):
+        player = open_player(path, cast=tmp_path / "other.yaml")
+        assert player.cast and player.cast.get("tang")
+
+
+def test_another_template_is_taken_for_the_models_own(tiny_base: Path, tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    text = open_player(tiny_base).template.text
+    template.write_text("{#- mine -#}" + text, encoding="utf-8")
+    assert open_player(tiny_base, template=template).template.text == "{#- mine -#}" + text
+
+
+def test_nothing_to_play_is_told_with_the_reason(tiny_base: Path, trained: Path, tmp_path: Path) -> None:
+    fresh = write_project(tmp_path / "fresh", tiny_base)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run = load_run(trained)
+    for error, what in (
+        (error_of(fresh), "nothing is trained here yet"),
+        (error_of(tmp_path / "no"), "no such file or folder: no"),
+        (error_of(empty), "holds neither a run nor a model"),
+        (error_of(run.adapter), "needs its base model"),
+        (error_of(run.adapter, base="nobody"), "unknown base model 'nobody'"),
+        (error_of(tiny_base, base="x"), "--base goes with an adapter folder"),
+        (error_of(trained, base="x"), "--base goes with an adapter folder"),
+        (error_of(tiny_base, cast=tmp_path / "no.yaml"), "no such file: no.yaml"),
+        (error_of(tiny_base, template=tmp_path / "no.jinja"), "the chat template cannot be read"),
+        (error_of(tiny_base, flags={"train.rank": "1"}), "chat options only"),
+    ):
+        assert what in error.what and error.fix, error
+
+
+@pytest.mark.parametrize("text", ["{% for", "{{ messages[0].nothing.at_all }}", "always the same", "\xff"])
+def test_a_template_that_cannot_be_used_is_told(tiny_base: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.jinja").write_bytes(text.encode("latin-1"))
+    assert "t.jinja" in error_of(tiny_base, template=tmp_path / "t.jinja").where
