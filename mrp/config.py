@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import pydantic
-import yaml
 from pydantic import Field
 
 from mrp.cast import Cast, load_cast
 from mrp.errors import InputError, nearest
 from mrp.files import LOCK_NAME, replacing
-from mrp.yamlfile import StrictModel, check_value, key_lines, parse_yaml, place_of, read_yaml
+from mrp.yamlfile import StrictModel, check_value, dump_yaml, key_lines, parse_yaml, place_of, read_yaml
 
 RUN_FILE = "mrp.yaml"  # what `mrp init` writes
 KEPT_RUN_FILE, KEPT_CAST_FILE = "run.yaml", "cast.yaml"  # the same, resolved, inside the run folder
@@ -236,7 +235,7 @@ def keep_run(run: Run) -> None:
         return
     config = run.config.model_dump()
     config |= {"base": moved_path(run.config.base, run.path.parent, run.folder), "cast": KEPT_CAST_FILE, "out": "."}
-    text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False, width=120)
+    text = dump_yaml(config, width=120)
     for name, content in ((KEPT_RUN_FILE, text), (KEPT_CAST_FILE, cast_text(run, run.folder))):
         with replacing(run.folder / name) as file:
             file.write(content)
@@ -246,7 +245,7 @@ def cast_text(run: Run, folder: Path) -> str:
     """The run's cast as YAML to be kept in `folder`: its paths start where they started."""
     cast = {"language": run.cast.language, "home": _relative(run.cast_path.parent / run.cast.home, folder)}
     cast |= run.cast.model_dump(exclude_defaults=True, exclude={"home", "language"})
-    return yaml.safe_dump(cast, allow_unicode=True, sort_keys=False, width=120)
+    return dump_yaml(cast, width=120)
 
 
 def moved_path(base: str, old_home: Path, new_home: Path) -> str:

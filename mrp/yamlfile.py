@@ -28,6 +28,9 @@ class StrictModel(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
+_STRANGE_BREAKS = re.compile("[\x85\u2028\u2029]")  # YAML takes them for line ends; in quotes they are escaped
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 2e-4 is a number (YAML 1.2; in 1.1 it wants a dot, and is a text without one)."""
 
@@ -59,6 +62,34 @@ def _broken(error: yaml.YAMLError, where: str, has_lines: bool) -> InputError:
     place = f"{where}:{mark.line + 1}" if mark and has_lines else where
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
     return InputError(f"broken YAML: {problem}", place, "look at the indent and the quotes there")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Long texts as blocks, one line of the text a line of the file; quotes where `_Loader` would see a number."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style: str | None = None
+    if "\n" in text and text == text.strip() and not _STRANGE_BREAKS.search(text):
+        style = "|"
+    elif _STRANGE_BREAKS.search(text) or (len(text) < 40 and _is_another_value(text)):  # such as the number 1e5
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _is_another_value(text: str) -> bool:
+    try:
+        return bool(parse_yaml(text, "") != text)
+    except InputError:
+        return True
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def dump_yaml(value: Any, **options: Any) -> str:
+    """`value` as YAML text that `parse_yaml` reads back as it is; `options` go to PyYAML."""
+    return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, **options))
 
 
 def check_value(

@@ -12,6 +12,7 @@ from projects import change_yaml, snapshot, write_project
 from mrp.config import RunConfig, chat_options, keep_run, load_run
 from mrp.errors import InputError, ManyFaults
 from mrp.files import folder_lock
+from mrp.yamlfile import dump_yaml, parse_yaml
 
 
 @pytest.fixture
@@ -259,3 +260,12 @@ def test_a_model_folder_takes_chat_options_only() -> None:
     with pytest.raises(InputError, match="valid number") as caught:
         chat_options({"chat.temperature": "hot"})
     assert caught.value.where == "--set chat.temperature"
+
+
+TRICKY_TEXTS = ("1e5", "0E0", "true", "2026-01-02", "null", "a: b", " x ", "one\ntwo", "\u2028", "- a")
+
+
+@pytest.mark.parametrize("text", TRICKY_TEXTS)
+def test_what_is_written_as_yaml_is_read_back_as_it_was(text: str) -> None:
+    value = {"name": text, "list": [text]}
+    assert parse_yaml(dump_yaml(value), "here") == value

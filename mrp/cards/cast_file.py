@@ -11,11 +11,10 @@ from typing import Any
 import yaml
 
 from mrp.errors import InputError
-from mrp.yamlfile import parse_yaml
+from mrp.yamlfile import dump_yaml, parse_yaml
 
 WIDTH = 110
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
-_STRANGE_BREAKS = re.compile("[\x85\u2028\u2029]")  # YAML takes them for line ends; in quotes they are escaped
 
 
 def new_cast_text(language: str, characters: list[dict[str, Any]]) -> str:
@@ -61,7 +60,7 @@ def _characters_node(text: str) -> yaml.SequenceNode | None:
 def _in_flow(text: str, node: yaml.SequenceNode, characters: list[dict[str, Any]]) -> str:
     """After the last item of [...]."""
     end = node.value[-1].end_mark.index
-    items = "".join(", " + _dump(c, default_flow_style=True, width=2**30).strip() for c in characters)
+    items = "".join(", " + dump_yaml(c, default_flow_style=True, width=2**30).strip() for c in characters)
     return text[:end] + items + text[end:]
 
 
@@ -99,29 +98,9 @@ def _inserted(text: str, at: int, node: yaml.SequenceNode, characters: list[dict
     return text[:at] + items + text[at:]
 
 
-class _Dumper(yaml.SafeDumper):
-    """Long texts as blocks, one line of the text a line of the file."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style: str | None = None
-    if "\n" in text and text == text.strip() and not _STRANGE_BREAKS.search(text):
-        style = "|"
-    elif _STRANGE_BREAKS.search(text) or (len(text) < 40 and _value(text) != text):  # such as the number 1e5
-        style = '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text)
-
-
-def _dump(value: Any, **options: Any) -> str:
-    return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, **options))
-
-
 def _items(characters: list[dict[str, Any]], indent: str) -> str:
     """Block items, each line behind `indent` (blank lines of texts stay blank)."""
-    text = _dump(characters, width=WIDTH)
+    text = dump_yaml(characters, width=WIDTH)
     return "".join(indent + line if line.strip() else line for line in _lines(text))
 
 

@@ -63,17 +63,16 @@ def _picture(run: Run, character: Character, report: Reporter) -> Path | None:
     if not character.avatar:
         return None
     path = run.dialogue_path(character.avatar)
+    fix = "correct `avatar:` in the cast, or take it out"
+    if not path.is_file():
+        raise InputError(f"the picture of {character.id!r} is not there", str(path), fix)
     try:
         with path.open("rb") as file:
             if is_png(file.read(len(SIGNATURE))):
                 return path
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(
-            f"cannot read the picture of {character.id!r}: {reason}",
-            str(path),
-            "correct `avatar:` in the cast, or take it out",
-        ) from None
+        raise InputError(f"cannot read the picture of {character.id!r}: {reason}", str(path), fix) from None
     report.warn(f"{path.name} is no PNG: the card gets a plain grey picture")
     return None
 

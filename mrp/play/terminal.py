@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mrp.cast import OTHER, Cast
+from mrp.cast import OTHER, Cast, fill_user
 from mrp.errors import InputError, MrpError, nearest
 from mrp.files import write_jsonl
 from mrp.play.conversation import PLAIN, Conversation, Player
@@ -206,7 +206,10 @@ class TerminalChat:
         return self.player.cast.display_name(speaker) if self.player.cast else speaker
 
     def _greeting(self, speaker: str) -> str:
-        return self.player.cast[speaker].greeting.strip() if self.player.cast else ""
+        """What the character says first, with the person's name where the greeting asks for it."""
+        if not self.player.cast:
+            return ""
+        return fill_user(self.player.cast[speaker].greeting, self._name(self.person)).strip()
 
     def _print_name(self, speaker: str) -> None:
         self.out.out.print(f"{self._name(speaker)}: ", style=f"bold {_colour(self.player.cast, speaker)}", end="")

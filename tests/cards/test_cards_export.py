@@ -260,7 +260,7 @@ def test_what_cannot_be_exported_is_told_and_the_old_file_stays(tmp_path: Path) 
         (run, "ada", tmp_path / "out.webp", "cards are .png or .json files, not '.webp'"),
         (run, "ada", cards / "ada.png", "is a file of the character itself"),
         (run, "ada", cards / "ada.json", "is a file of the character itself"),
-        (edited(run, avatar="gone.png"), "ada", old, "cannot read the picture of 'ada'"),
+        (edited(run, avatar="gone.png"), "ada", old, "the picture of 'ada' is not there"),
         (edited(run, card="gone.json"), "ada", old, "no such file: gone.json"),
     ]
     (cards / "broken.png").write_bytes(blank_png()[:-1])
