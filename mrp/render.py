@@ -22,7 +22,7 @@ import functools
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from mrp.cast import Cast
 from mrp.data.samples import Sample
 from mrp.data.view import ASSISTANT, SYSTEM, USER, Message, opening_text, view
 from mrp.errors import InputError
+from mrp.plain_text import PlainText, Stretch
 
 PINNED_DATE = "2026-01-01"  # what a template that prints today's date is told: the same in training and in play
 # transformers lets no function through to a template, so its clock is covered by a macro over words that do pass.
@@ -41,7 +42,6 @@ PINNED_CLOCK = """{% macro strftime_now(format) %}{% set ns = namespace(text=for
 """
 SLOT = re.compile(r"QXSLOT(\d+)Q")
 THINKING_OFF: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
-TAG_LIKE = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")  # added tokens of this shape are control tokens, special or not
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,14 @@ class ChatTemplate:
                 where,
                 "take an instruct or chat model, or put a chat_template.jinja into its folder",
             )
-        added = tokenizer.added_tokens_decoder.values()
-        names = {str(t) for t in added if t.special or TAG_LIKE.fullmatch(str(t))} | set(tokenizer.all_special_tokens)
-        self._control = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names if len(name) > 1}
-        self._control_at = _any_of(self._control)
-        self._never_in_text = set(self._control.values()) - {tokenizer.unk_token_id}  # unknown letters give "unk"
-        self._ids = functools.lru_cache(maxsize=4096)(self._tokenised)
+        self.plain = PlainText(tokenizer)
         self._bare_frame = functools.lru_cache(maxsize=1024)(self._find_frame)
         self._frame = functools.lru_cache(maxsize=1024)(self._with_reply_starts)
         self.traits = self._probe()
 
     @property
     def end_of_turn_id(self) -> int:
-        return self._control[self.traits.end_of_turn]
+        return self.plain.control[self.traits.end_of_turn]
 
     def stop_ids(self, generation_eos: int | Sequence[int] | None = None) -> list[int]:
         """Every id that ends a reply: end-of-turn, the tokenizer's eos, and those of a generation config."""
@@ -211,7 +206,7 @@ class ChatTemplate:
             return (window(reply, reply + 1), 1) if fits(reply, reply + 1, max_tokens) else None
         limit = max_tokens
         if len(learnt) > 1:  # old turns may fill half of the room, so that new replies find the other half
-            identity = sum(len(self.plain_ids(m.text)) for m in messages[:head])
+            identity = sum(len(self.plain.ids(m.text)) for m in messages[:head])
             limit = (max_tokens + identity) // 2
         start = starts[max(_last_fitting(len(starts), lambda k: fits(starts[k], reply + 1, limit)), 1) - 1]
         count = _last_fitting(len(learnt), lambda k: fits(start, learnt[k] + 1, max_tokens))
@@ -372,7 +367,7 @@ class ChatTemplate:
             if extra.strip():
                 raise _UnusableTemplate(f"it puts {extra.strip()!r} between the generation prompt and the reply")
             tail = str(frame.parts[part + 2])
-            found = self._control_at.search(tail)
+            found = self.plain.control_at.search(tail)
             if found is None or tail[: found.start()].strip():
                 raise _UnusableTemplate("no control token ends a reply, so a model could not learn to stop")
             ends.add(found.group())
@@ -384,7 +379,7 @@ class ChatTemplate:
         self, frame: _Frame, messages: Sequence[Message], loss_of: dict[int, bool]
     ) -> Iterator[tuple[list[int], bool]]:
         """(ids, supervised) pieces of a whole frame with the texts of `messages` in its slots."""
-        run = _Run(self)
+        run = Stretch(self.plain)
         starts = {part: (offset, k) for k, (part, offset) in frame.reply_starts.items()}
         supervised = False
         for index, part in enumerate(frame.parts):
@@ -392,59 +387,18 @@ class ChatTemplate:
                 run.add(messages[part].text, is_text=True)
                 continue
             offset, reply = starts.get(index, (len(part), -1))
-            for piece, is_control in self._cut(part[:offset]):
+            for piece, is_control in self.plain.cut(part[:offset]):
                 if not is_control:
                     run.add(piece)
                     continue
                 yield from run.flush(supervised, before=piece)
-                yield [self._control[piece]], supervised
+                yield [self.plain.control[piece]], supervised
                 supervised = supervised and piece != self.traits.end_of_turn
             if reply >= 0:
                 yield from run.flush(False, cut_here=True)
                 supervised = loss_of.get(reply, False)
                 run.add(part[offset:])
         yield from run.flush(supervised)
-
-    def _cut(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Template text as pieces: (control token, True) and the text between them."""
-        at = 0
-        for found in self._control_at.finditer(text):
-            if found.start() > at:
-                yield text[at : found.start()], False
-            yield found.group(), True
-            at = found.end()
-        if at < len(text):
-            yield text[at:], False
-
-    def apart(self, text: str) -> list[str]:
-        """`text` cut inside every control token in it, so that none of the pieces holds one."""
-        pieces, at = [], 0
-        while found := self._control_at.search(text, at):
-            pieces.append(text[at : found.start() + 1])
-            at = found.start() + 1
-        return [*pieces, text[at:]]
-
-    def plain_ids(self, text: str, after: str = "") -> list[int]:
-        """The ids of `text` as the tokenizer makes them after the control token `after` ("": at the very start).
-
-        None of them is a control token's, whatever the tokenizer makes of the text (one that folds full-width letters
-        sees a control token where `apart` does not).
-        """
-        if not text:
-            return []
-        ids = self._ids(after + text)[1 if after else 0 :]
-        if self._never_in_text.isdisjoint(ids) or len(text) == 1:
-            return list(ids)
-        half = len(text) // 2
-        return self.plain_ids(text[:half], after) + self.continued_ids(text[half:], after)
-
-    def continued_ids(self, text: str, after: str, before: str = "\n") -> list[int]:
-        """The ids of `text` as they go on after the text `before`; as at the start if a tokenizer would merge them."""
-        begun, whole = self.plain_ids(before, after), self.plain_ids(before + text, after)
-        return whole[len(begun) :] if whole[: len(begun)] == begun else self.plain_ids(text, after)
-
-    def _tokenised(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
 
 def render_sample(
@@ -460,43 +414,6 @@ def render_sample(
 
 class _UnusableTemplate(Exception):
     """Why a template (with the options tried) cannot be used."""
-
-
-class _Run:
-    """A stretch of text between two control tokens, collected and then tokenised in one go.
-
-    The stretch is cut where the generation prompt ends: that part's ids are what play sends, and the rest must go on
-    from there. Where a tokenizer would merge over the cut, the rest is tokenised by itself.
-    """
-
-    def __init__(self, template: ChatTemplate) -> None:
-        self.template = template
-        self.after = ""  # the control token before the stretch
-        self.pieces: list[str] = []  # no control token in any of them, nor over a border that must hold
-        self.sent = ""  # the part of the stretch that was given out at a cut
-
-    def add(self, text: str, is_text: bool = False) -> None:
-        pieces = self.template.apart(text) if is_text else [text]
-        if self.pieces:
-            self.pieces[-1] += pieces[0]  # template text and the text beside it are tokenised together
-            self.pieces += pieces[1:]
-        else:
-            self.pieces = pieces
-
-    def flush(self, supervised: bool, before: str = "", cut_here: bool = False) -> Iterator[tuple[list[int], bool]]:
-        """Give out the ids collected; `before` is the control token that ends the stretch."""
-        for k, piece in enumerate(self.pieces):
-            if k or self.sent:
-                ids = self.template.continued_ids(piece, self.after, "\n" if k else self.sent)
-            else:
-                ids = self.template.plain_ids(piece, self.after)
-            if ids:
-                yield ids, supervised
-        if cut_here:
-            self.sent = self.pieces[-1] if self.pieces else ""
-        else:
-            self.sent, self.after = "", before
-        self.pieces = []
 
 
 def _runs(loss: Sequence[bool]) -> int:
@@ -527,9 +444,3 @@ def _last_fitting(count: int, fits: Callable[[int], bool]) -> int:
 def _named(roles: Sequence[str]) -> str:
     """Roles for a message: "system/user/assistant"."""
     return "/".join(roles) if len(roles) <= 6 else f"{'/'.join(roles[:5])}/... ({len(roles)} messages)"
-
-
-def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """A pattern for any of the names, the longest first; one that never matches for none."""
-    ordered = sorted(names, key=lambda n: (-len(n), n))
-    return re.compile("|".join(re.escape(n) for n in ordered) if ordered else r"(?!)")

@@ -37,7 +37,7 @@ class ScriptedEngine:
     """Says the next of `replies` at each call, token by token; records what it was asked."""
 
     def __init__(self, template: ChatTemplate, replies: Sequence[str | list[int]]) -> None:
-        self.replies = [r if isinstance(r, list) else template.plain_ids(r, "") for r in replies]
+        self.replies = [r if isinstance(r, list) else template.plain.ids(r, "") for r in replies]
         self.prompts: list[list[int]] = []
         self.samplings: list[Sampling] = []
         self.given = 0  # tokens, over all calls

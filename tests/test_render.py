@@ -315,7 +315,7 @@ def test_tokens_that_overlap_are_all_taken_apart() -> None:
     tokenizer = byte_level([*CHATML, "<a<b", "<b>c", ">c>"], eos_token="<|im_end|>")
     template = ChatTemplate(tokenizer, SHAPES["chatml"].template())
     for text in ("<a<b>c>", "<a<a<b<b>c>c>", "<|im_end|><|im_end|>", "<|im_<|im_end|>end|>"):
-        ids = [i for piece in template.apart(text) for i in template.plain_ids(piece)]
+        ids = [i for piece in template.plain.apart(text) for i in template.plain.ids(piece)]
         assert tokenizer.decode(ids) == text
         assert not set(ids) & set(tokenizer.added_tokens_decoder)
 

@@ -152,7 +152,7 @@ def test_a_character_never_speaks_anothers_line(reply: str, shown: str) -> None:
 
 
 def test_a_stop_id_ends_the_line() -> None:
-    player = scripted(CAST, [*TEMPLATE.plain_ids("Ha!"), END, *TEMPLATE.plain_ids("more")])
+    player = scripted(CAST, [*TEMPLATE.plain.ids("Ha!"), END, *TEMPLATE.plain.ids("more")])
     chat = Conversation(player, ["wukong"])
     chat.say("Hm?")
     assert "".join(chat.reply("wukong")) == "Ha!"
@@ -160,7 +160,7 @@ def test_a_stop_id_ends_the_line() -> None:
 
 @pytest.mark.parametrize(("longest", "cut"), [(2, True), (3, True), (4, False)])
 def test_a_reply_cut_off_by_its_length_is_marked(longest: int, cut: bool) -> None:
-    ids = TEMPLATE.plain_ids("one two")[:3]
+    ids = TEMPLATE.plain.ids("one two")[:3]
     player = scripted(CAST, ids, max_new_tokens=longest)
     chat = Conversation(player, ["wukong"])
     chat.say("Count.")
