@@ -336,14 +336,14 @@ def _client() -> Any:
 
 def _pip_settings() -> dict[str, str]:
     """pip's own settings, file and environment: `{"cert": "/etc/ssl/corp.pem"}`."""
-    settings: dict[str, str] = {}
-    for line in _pip("config", "list").stdout.splitlines():  # global, then install, then environment
+    sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}  # a later one wins
+    for line in _pip("config", "list").stdout.splitlines():  # in an order that differs between versions of pip
         key, _, value = line.partition("=")
         section, _, name = key.rpartition(".")
-        if section in ("global", "install", ":env:"):
+        if section in sections:
             with contextlib.suppress(ValueError, SyntaxError):
-                settings[name] = str(ast.literal_eval(value))
-    return settings
+                sections[section][name] = str(ast.literal_eval(value))
+    return {name: value for section in sections.values() for name, value in section.items()}
 
 
 def _length(path: Path) -> int:
