@@ -35,6 +35,8 @@ def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
         for name, seconds in summary["seconds"].items()
     )
     lines.append(f"Time by step: {steps}")
+    tokens = summary["tokens"]
+    lines.append(f"Tokens: {tokens['train']:,} trained, {tokens['measure']:,} measured, {tokens['ask']:,} to ask all")
     lines += ["", f"Model    {summary['paths']['merged']}", f"Adapter  {summary['paths']['adapter']}"]
     lines += [
         f"Summary  {summary['paths']['summary']}",

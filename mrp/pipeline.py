@@ -97,7 +97,7 @@ class _Pipeline:
 
     def evaluate(self) -> bool:
         """One reply of each character, base + persona prompt beside tuned; kept in evaluation.json."""
-        from mrp.evaluate.replies import ask_everybody
+        from mrp.evaluate.replies import ask_everybody, tokens_asked
         from mrp.models.bases import find_base
         from mrp.play.open import load_player
 
@@ -107,16 +107,17 @@ class _Pipeline:
         key = fingerprint(inputs | {"chat": run.config.chat.model_dump()})
         kept = _read(path)
         if kept.get("fingerprint") == key:
-            self.replies = kept["replies"]
+            self.replies, self.tokens_asked = kept["replies"], kept.get("tokens", 0)
             self.report.line(f"   unchanged ({path})")
             return False
-        answers = {}
+        answers, self.tokens_asked = {}, 0
         base = find_base(run.config.base, run.path.parent)
         done = itertools.count(1)
         with self.report.progress("asking everybody", 2 * len(run.cast.characters), "replies") as update:
             for when, folder in (("before", base), ("after", run.merged)):
                 player = load_player(folder, None, run.cast, run.config.chat, run.config.train.precision)
                 answers[when] = ask_everybody(player, run.question, run.config.seed, lambda: update(next(done)))
+                self.tokens_asked += tokens_asked(player, run.question, answers[when])
                 del player
         self.replies = [
             {
@@ -127,7 +128,7 @@ class _Pipeline:
             }
             for c in run.cast
         ]
-        write_json(path, {"fingerprint": key, "replies": self.replies})
+        write_json(path, {"fingerprint": key, "replies": self.replies, "tokens": self.tokens_asked})
         return True
 
     def summary(self) -> dict[str, Any]:
@@ -137,6 +138,7 @@ class _Pipeline:
             "replies": self.replies,
             "held_out_loss": measures["held_out_loss"],
             "seconds": {name: self.seconds[name] for name in STEPS},
+            "tokens": {"train": measures["tokens"], "measure": measures["measured_tokens"], "ask": self.tokens_asked},
             "skipped": self.skipped,
             "training": {k: measures[k] for k in ("seconds", "tokens", "tokens_per_second", "steps", "chosen_epoch")},
             "paths": {

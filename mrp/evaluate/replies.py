@@ -24,3 +24,13 @@ def ask_everybody(player: Player, question: str, seed: int, tick: Callable[[], N
         if tick:
             tick()
     return replies
+
+
+def tokens_asked(player: Player, question: str, replies: dict[str, str]) -> int:
+    """Tokens that passed through the model for these replies: prompts and what was answered."""
+    total = 0
+    for character, reply in replies.items():
+        chat = Conversation(player, [character])
+        chat.say(question)
+        total += len(chat.prompt(character)) + len(player.template.plain.ids(reply))
+    return total

@@ -126,6 +126,7 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
             "steps": state.step,
             "tokens": state.tokens,
             "labelled_tokens": state.labelled,
+            "measured_tokens": plan.measured_tokens(len(state.epochs)),
             "seconds": round(state.seconds, 1),
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
             "chosen_epoch": state.best_epoch,

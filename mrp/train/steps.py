@@ -65,6 +65,11 @@ class Plan:
     left_out: list[dict[str, object]]  # replies that are longer than a row: set, sample, source, how many replies
     pieces_cut: int  # trained pieces that begin in the middle of a sample longer than a row
 
+    def measured_tokens(self, epochs: int) -> int:
+        """Tokens of measuring: the held-out items before training and after each epoch, the dev items after each."""
+        dev, held_out = (sum(len(i.rendered.input_ids) for i in items) for items in (self.dev, self.held_out))
+        return held_out * (1 + epochs) + dev * epochs
+
 
 def plan_training(run: Run, template: ChatTemplate, world: int = 1, packed: bool = True) -> Plan:
     """The plan of a run whose data is built, for `world` processes; `packed` False: each sample in a row of its own.
