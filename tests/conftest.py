@@ -57,25 +57,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model in Hugging Face format: a random Llama of two layers with a ChatML tokenizer of its own."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    from shapes import SHAPES
+    pytest.importorskip("torch")
+    from tiny_models import save_base
 
-    folder = tmp_path_factory.mktemp("tiny-base")
-    tokenizer = SHAPES["chatml"].tokenizer()
-    torch.manual_seed(7)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.15,  # wide, so that replies differ
-        max_position_embeddings=1024,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("tiny-base"))

@@ -26,6 +26,7 @@ from mrp.files import fingerprint, read_json, replacing_folder, sha256_file, wri
 from mrp.report import SILENT, Reporter
 
 TRAIN, HELD_OUT, REJECTED, MANIFEST = "train.jsonl", "held-out.jsonl", "rejected.jsonl", "manifest.json"
+SHOWN_REJECTED = 5  # of the rejected lines, as many are named; all are in rejected.jsonl
 BUILD_VERSION = 2  # one more whenever the same inputs give other samples
 
 
@@ -56,7 +57,7 @@ def build_data(run: Run, report: Reporter = SILENT) -> dict[str, Any]:
         manifest["outputs"] = {name: {"sha256": sha256_file(folder / name)} for name in (TRAIN, HELD_OUT, REJECTED)}
         manifest["fingerprint"] = mark
         write_json(folder / MANIFEST, manifest)
-    _tell(run, manifest, report)
+    _tell(run, manifest, found, report)
     return manifest
 
 
@@ -189,10 +190,14 @@ def _sizes(samples: Iterable[Sample]) -> dict[str, int]:
     return dict(count)
 
 
-def _tell(run: Run, manifest: dict[str, Any], report: Reporter) -> None:
+def _tell(run: Run, manifest: dict[str, Any], found: Collected, report: Reporter) -> None:
     """The result in a few lines: what was kept, what was not and why, and each character's share."""
     totals = manifest["totals"]
     report.line(f"data: {totals['kept']:,} of {totals['lines']:,} lines kept{_counts_text(totals['rejected'], '; ')}")
+    for fault in found.rejected[:SHOWN_REJECTED]:
+        report.warn(f"{fault.source} is left out: {fault.reason}, {fault.detail}")
+    if len(found.rejected) > SHOWN_REJECTED:
+        report.warn(f"... and {len(found.rejected) - SHOWN_REJECTED} more lines, all in {run.data / REJECTED}")
     report.line(f"understood as{_counts_text(totals['formats'], ': ')}")
     if totals["dropped_turns"]:
         report.line(f"left out of kept lines{_counts_text(totals['dropped_turns'], ': ')}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from heard import Heard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,7 +23,6 @@ from mrp.models import merge_check, shards
 from mrp.models.bases import DEFAULT_BASE, find_base
 from mrp.models.merge import MERGE_RECORD, is_merged, merge, merge_command, merge_run, reshard
 from mrp.models.merge_check import LARGEST_MEAN_KL, mean_kl, verify
-from mrp.report import Reporter
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -34,20 +34,6 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-class Heard(Reporter):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-
-    def line(self, text: str = "") -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 # -- tiny bases and adapters ---------------------------------------------------------------------------------------

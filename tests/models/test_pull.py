@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heard import Heard
 
 from mrp.errors import InputError, MrpError, SetupError
 from mrp.files import LOCK_NAME
@@ -92,20 +93,6 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull, "WAITS_S", (0.0, 0.0))
-
-
-class Heard(Reporter):
-    """Keeps what was reported."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-
-    def line(self, text: str = "") -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 # --- The download ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A tiny base model with a tokenizer of its own, and runs of a small cast on it, data built."""
+"""Runs of a small cast on the tiny base model, data built."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from tiny_runs import save_base, write_run
+from tiny_runs import write_run
 
 from mrp.config import Run
 from mrp.train.loop import train
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

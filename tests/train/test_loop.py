@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from shapes import SHAPES
+from tiny_models import save_base
 from tiny_runs import (
     PEOPLE,
     QUESTION,
@@ -23,7 +24,6 @@ from tiny_runs import (
     read_log,
     read_record,
     result,
-    save_base,
     stop_at,
     train_samples,
     trained_ids,

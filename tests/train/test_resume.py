@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import Heard, edit_samples, read_log, result, save_base, stop_at, train_samples
+from tiny_models import save_base
+from tiny_runs import Heard, edit_samples, read_log, result, stop_at, train_samples
 
 from mrp.config import Run, load_run
 from mrp.errors import InputError, Stopped

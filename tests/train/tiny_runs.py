@@ -11,10 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 import yaml
-from shapes import SHAPES
 
 from mrp.config import Run, load_run
 from mrp.data.build import build_data
@@ -60,28 +57,6 @@ def shared_scenes() -> Iterator[dict[str, Any]]:
     for place in PLACES[:3]:
         lines = [{"speaker": who, "text": f"{who} rests near {place}."} for who in PEOPLE]
         yield {"participants": list(PEOPLE), "turns": lines}
-
-
-def save_base(folder: Path, **config: Any) -> Path:
-    """A random Llama of two layers in ChatML shape; its weights are wide, so that its logits can grow in training."""
-    tokenizer = SHAPES["chatml"].tokenizer()
-    torch.manual_seed(7)
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            initializer_range=0.15,
-            max_position_embeddings=1024,
-            **config,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def write_run(
