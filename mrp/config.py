@@ -155,6 +155,11 @@ class Run:
         return self.folder / "run.json"
 
     @property
+    def name_again(self) -> Path:
+        """What names this run, options and all, in a command: its folder, which keeps them, if flags changed the file."""
+        return self.folder if "flag" in self.origins.values() else self.path
+
+    @property
     def question(self) -> str:
         return self.config.question or DEFAULT_QUESTION[self.cast.language]
 

@@ -8,6 +8,7 @@ Each step is skipped when what it needs has not changed since it was done; a kil
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ class _Pipeline:
         try:
             self.record = train(self.run, resume=resume, restart=self.restart, report=self.report)
         except Stopped as stopped:
-            raise Stopped(stopped.what, stopped.where, f"mrp run {self.run.path}") from None
+            again = f"mrp run {shlex.quote(str(self.run.name_again))}"
+            raise Stopped(stopped.what, stopped.where, again) from None
         return self.run.record.stat().st_mtime_ns != before
 
     def merge(self) -> bool:

@@ -259,6 +259,16 @@ def test_a_run_stopped_in_training_says_how_to_go_on_and_does(project: Path) -> 
     assert any("goes on after step" in line for line in heard.lines)
 
 
+def test_a_run_stopped_under_flags_is_gone_on_with_by_its_folder(project: Path) -> None:
+    changed = load_run(project, {"train.epochs": "3"})
+    with pytest.raises(Stopped) as caught:
+        run_all(changed, Heard("training"))
+    assert caught.value.fix == f"mrp run {changed.folder}"
+    heard = Heard()
+    assert done(changed.folder, report=heard) == {"train", "merge", "evaluate"}
+    assert any("goes on after step" in line for line in heard.lines)
+
+
 def test_a_stopped_training_of_other_options_is_kept_until_told_otherwise(project: Path) -> None:
     change_yaml(project, train__epochs=3)
     with pytest.raises(Stopped):

@@ -138,9 +138,8 @@ class Training:
         return state
 
     def _command(self, flag: str) -> str:
-        """How to call this training again; the run folder knows the options where flags have changed the run file."""
-        place = self.folder if "flag" in self.run.origins.values() else self.run.path
-        return f"mrp train {shlex.quote(str(place))} {flag}"
+        """How to call this training again."""
+        return f"mrp train {shlex.quote(str(self.run.name_again))} {flag}"
 
     def _plan(self) -> None:
         self.plan = plan_training(self.run, self.template, self.processes.world)
