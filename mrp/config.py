@@ -156,7 +156,7 @@ class Run:
 
     @property
     def name_again(self) -> Path:
-        """What names this run, options and all, in a command: its folder, which keeps them, if flags changed the file."""
+        """What names this run, options and all, in a command: its folder (which keeps them) if there were flags."""
         return self.folder if "flag" in self.origins.values() else self.path
 
     @property
