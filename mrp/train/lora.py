@@ -65,7 +65,7 @@ def _no_advice_to_peft() -> Iterator[None]:
 
 
 def _without_casts(model: Any) -> Any:
-    """Spare LoRA layers a copy of their input: PEFT casts it to fp32 and autocast at once back (15 % of a CPU step).
+    """Spare LoRA layers a copy of their input: PEFT casts it to fp32 and autocast at once back (a tenth of a CPU step).
 
     Without autocast base and adapter are both fp32, so there is nothing to cast either.
     """
