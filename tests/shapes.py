@@ -149,7 +149,7 @@ SHAPES: dict[str, Shape] = {
         ),
         Shape(
             "internlm2",
-            lambda: sentencepiece_like(CHATML[1:], space="first", bos_token="<s>", eos_token="</s>", pad_token="</s>"),
+            lambda: sentencepiece_like(CHATML[1:], space="never", bos_token="<s>", eos_token="</s>", pad_token="</s>"),
             "<|im_end|>",
             bos="<s>",
         ),
@@ -166,6 +166,11 @@ SHAPES: dict[str, Shape] = {
             "<|im_end|>",
             append_only=False,
             options={"enable_thinking": False},
+        ),
+        Shape(
+            "smollm3",
+            lambda: byte_level(CHATML, ("<think>", "</think>"), 3, eos_token="<|im_end|>", pad_token="<|im_end|>"),
+            "<|im_end|>",  # with thinking on as with thinking off its prompts are the beginnings of its samples
         ),
         Shape(
             "llama3",

@@ -148,8 +148,30 @@ def unknown_base(name: str, tried: list[Path] | None = None) -> InputError:
 
 def check_base_folder(folder: Path) -> None:
     """Raise an `InputError` naming every fault that keeps `folder` from being loaded as a base model."""
+    refuse_internlm2(folder)
     faults = [*_config_faults(folder), *_tokenizer_faults(folder), *_weight_faults(folder)]
     raise_all(f"{folder} cannot serve as base model", faults)
+
+
+def check_weight_files(folder: Path) -> None:
+    """Raise an `InputError` naming every fault of a folder's safetensors files that their heads show."""
+    raise_all(f"the weights in {folder} cannot be read", list(_weight_faults(folder)))
+
+
+def is_internlm2(folder: Path) -> bool:
+    """True for a folder in InternLM2's own layout, which `mrp convert internlm2-to-llama` lays out anew."""
+    path = folder / "config.json"
+    return path.is_file() and (_json_object(path) or {}).get("model_type") == "internlm2"
+
+
+def refuse_internlm2(folder: Path) -> None:
+    """Raise an `InputError` for InternLM2's own layout: through its remote code it would give wrong logits."""
+    if is_internlm2(folder):
+        raise InputError(
+            "this is an InternLM2 in its own layout, which needs code of the folder and computes wrongly with it",
+            f"{folder / 'config.json'}: model_type",
+            f"mrp convert internlm2-to-llama {folder} {folder}-llama, then use {folder}-llama",
+        )
 
 
 def _config_faults(folder: Path) -> Iterator[MrpError]:

