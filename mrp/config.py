@@ -25,7 +25,7 @@ from mrp.yamlfile import StrictModel, check_value, dump_yaml, key_lines, parse_y
 RUN_FILE = "mrp.yaml"  # what `mrp init` writes
 KEPT_RUN_FILE, KEPT_CAST_FILE = "run.yaml", "cast.yaml"  # the same, resolved, inside the run folder
 
-Order = Literal["shuffled", "sequential"]
+Order = Literal["shuffled", "sequential", "round-robin", "blocked"]
 DEFAULT_QUESTION = {"en": "Who are you, and what do you want most?", "zh": "你是谁？你最想要什么？"}
 
 
@@ -33,14 +33,80 @@ class DataOptions(StrictModel):
     """How dialogues become samples."""
 
     order: Order = "shuffled"
-    """shuffled: mixed anew in each epoch. sequential: character after character, as cast and files are written."""
+    """shuffled: mixed anew in each epoch. sequential: character after character, as cast and files are written.
+    round-robin: a sample of each character in turn. blocked: character after character, mixed inside, with `replay`."""
+    replay: float = Field(0.0, ge=0, le=1)
+    """Of `order: blocked`: samples of earlier characters seen again in a block, as a share of its own."""
     held_out: float = Field(0.1, ge=0, le=0.5)
     """Share of each character's scenes that training never sees, for measuring."""
+    split: Literal["strict", "scenes"] = "strict"
+    """strict: scenes that are alike (0.7 of all character n-grams), begin with the same question or share a long line
+    stay on one side. scenes: only whole scenes do."""
+    dedupe: Literal["exact", "adjacent", "normalised", "near", "none"] = "exact"
+    """Which repeats of a scene are left out: equal ones; those that follow one another; those equal but for case,
+    punctuation, width and space; those (of the same characters) at least `similarity` alike; none."""
+    similarity: float = Field(0.85, ge=0.5, le=1)
+    """Share of character n-grams in common (Jaccard) from which `dedupe: near` drops a scene."""
+    take: Literal["all", "head-tail", "random", "stratified"] = "all"
+    """Which scenes are used: all; the first `head` and last `tail` of each file; `sample` of all; `sample`, shared out
+    over the files by their size."""
+    head: int = Field(0, ge=0)
+    """Scenes from the beginning of each file (`take: head-tail`)."""
+    tail: int = Field(0, ge=0)
+    """Scenes from the end of each file; what head and tail have in common is taken once."""
+    sample: int = Field(0, ge=0)
+    """Scenes drawn, by the seed (`take: random` and `stratified`)."""
+    cap_samples: int = Field(0, ge=0)
+    """Most samples of a character; 0: no limit. Which ones stay is decided by the seed."""
+    cap_turns: int = Field(0, ge=0)
+    """The same counted in lines that its samples show."""
+    cap_tokens: int = Field(0, ge=0)
+    """The same counted in tokens (estimated)."""
+    upsample: float = Field(1.0, ge=1, le=100)
+    """Most times that samples of a character with few are trained, to come nearer to the one with most."""
+    identity: float = Field(0.0, ge=0, le=1)
+    """Questions about who a character is, with answers made of its persona, for each of its own samples to train."""
+    mix: float = Field(0.0, ge=0, le=10)
+    """Samples of general chat data beside the cast, for each of the cast's samples, against forgetting."""
+    mix_files: list[str] = []
+    """Files with general chat data, seen from the run file."""
+    mix_base: bool = False
+    """Also what the base itself answers to the plain prompts that come with mrp (100 English or 50 Chinese ones)."""
+    reject: list[str] = []
+    """Findings of `mrp data check` (such as mojibake) for which a scene is left out; else they are only counted."""
+    columns: list[str] = []
+    """Which columns of a table are what, where their names do not tell: `prompt=q`, `reply=a`, `character=who`."""
+
+    @pydantic.model_validator(mode="after")
+    def _says_how_many(self) -> Self:
+        if self.take == "head-tail" and not (self.head or self.tail):
+            raise ValueError("take: head-tail takes nothing without head and tail|set data.head, or data.tail")
+        if self.take in ("random", "stratified") and not self.sample:
+            raise ValueError(f"take: {self.take} takes nothing without sample|set data.sample: how many scenes")
+        if self.mix and not (self.mix_files or self.mix_base):
+            raise ValueError("nothing is there to mix in|name files in data.mix_files, or set data.mix_base: true")
+        return self
+
+    @pydantic.field_validator("reject")
+    @classmethod
+    def _findings_are_known(cls, value: list[str]) -> list[str]:
+        from mrp.data.lint import FINDINGS
+
+        for reason in value:
+            if reason not in FINDINGS:
+                raise ValueError(f"nothing is found as {reason!r}|{nearest(reason, FINDINGS)}")
+        return value
 
 
 class TrainOptions(StrictModel):
     """How the adapter is trained."""
 
+    method: Literal["lora", "full"] = "lora"
+    """lora: a small adapter beside the frozen base. full: all weights of the base (16 bytes of memory for each)."""
+    bits: Literal[16, 4] = 16
+    """The frozen base in 16 bit, or in 4 (NF4 with double quantisation; needs a GPU; head and embedding stay in 16)."""
+    adapter_bits: Literal[32, 16] = 32
+    """Numbers that the adapter is kept and updated in. 16 saves memory; the rate should then not fall below 1e-5."""
     epochs: int = Field(3, ge=1, le=1000)
     """Passes over the training samples; the best one (by the dev slice) is kept."""
     learning_rate: float = Field(2e-4, gt=0, lt=1)
@@ -53,6 +119,8 @@ class TrainOptions(StrictModel):
     """LoRA scale: the adapter's output is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the LoRA input that is dropped in training."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw-8bit keeps AdamW's running means in 8 bit: a quarter of the memory, slower."""
     weight_decay: float = Field(0.0, ge=0, lt=1)
     """Decoupled weight decay of AdamW."""
     clip: float = Field(1.0, gt=0)
@@ -63,6 +131,12 @@ class TrainOptions(StrictModel):
     """Packed rows in one forward pass."""
     accumulation: int = Field(1, ge=1)
     """Forward passes (of every process) in one optimizer step."""
+    checkpointing: bool = False
+    """Keep only what goes into each block and compute the rest again: less memory, a third more time."""
+    offload: bool = False
+    """For small cards: what goes into each block and the embedding in host memory, the MLP in tiles (fast kernels)."""
+    kernels: Literal["auto", "plain", "fast"] = "auto"
+    """fast: static shapes, fused kernels, a CUDA graph. plain: transformers and PEFT. auto: fast where it can be."""
     dev: float = Field(0.05, ge=0, le=0.5)
     """Share of the training scenes kept aside to choose the best epoch; 0: the last epoch is kept."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -71,6 +145,18 @@ class TrainOptions(StrictModel):
     """CPU threads; 0: torch's default."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     """Longest time between two checkpoints; one is also written after each epoch."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.method == "full" and self.bits == 4:
+            raise ValueError("4-bit weights cannot be trained themselves|set train.bits: 16, or train.method: lora")
+        if self.method == "full" and self.kernels == "fast":
+            raise ValueError("the fast kernels train LoRA only|set train.kernels: auto, or train.method: lora")
+        if self.offload and not self.checkpointing:
+            raise ValueError("train.offload keeps what checkpointing keeps|set train.checkpointing: true")
+        if self.offload and self.kernels == "plain":
+            raise ValueError("train.offload is a part of the fast kernels|set train.kernels: auto")
+        return self
 
 
 class MergeOptions(StrictModel):
@@ -240,6 +326,9 @@ def keep_run(run: Run) -> None:
         return
     config = run.config.model_dump()
     config |= {"base": moved_path(run.config.base, run.path.parent, run.folder), "cast": KEPT_CAST_FILE, "out": "."}
+    names = run.config.data.mix_files
+    general = [n if n.startswith("hf:") else _relative(run.path.parent / n, run.folder) for n in names]
+    config["data"]["mix_files"] = general
     text = dump_yaml(config, width=120)
     for name, content in ((KEPT_RUN_FILE, text), (KEPT_CAST_FILE, cast_text(run, run.folder))):
         with replacing(run.folder / name) as file:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mrp.config import Run
-from mrp.errors import InputError, nearest, raise_all
+from mrp.errors import InputError, ManyFaults, nearest
 from mrp.report import ConsoleReporter, Reporter, duration_text
+
+if TYPE_CHECKING:
+    from mrp.data.tally import Tally
+
+
+SHOWN_CHARACTERS = 12  # of a balance
 
 
 def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
@@ -45,19 +52,70 @@ def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
     return lines
 
 
-def check_command(paths: list[Path], cast: Path | None, report: Reporter) -> dict[str, Any]:
+def check_command(
+    paths: list[Path],
+    cast: Path | None,
+    columns: list[str],
+    max_errors: int,
+    fix: Path | None,
+    page: Path | None,
+    report: Reporter,
+) -> dict[str, Any]:
     """`mrp data check`: every fault with file and line; raises `ManyFaults` (exit code 2) if there is one."""
     from mrp.cast import load_cast
     from mrp.data.check import check_data
 
-    found = check_data(paths, load_cast(cast) if cast else None)
-    report.result(f"{found.lines:,} lines, {found.kept:,} of them usable")
+    known = load_cast(cast) if cast else None
+    found = check_data(paths, known, columns=columns, max_errors=max_errors, fix=fix, report=report)
+    report.result(
+        f"{found.lines:,} lines, {found.kept:,} of them usable{counts_text(found.formats, '; understood as ')}"
+    )
     for reason, count in sorted(found.counts.items()):
         report.result(f"  rejected, {reason}: {count:,}")
     for kind, count in sorted(found.dropped.items()):
         report.result(f"  left out of usable lines, {kind}: {count:,}")
-    raise_all("the dialogues have faults", [*found.problems, *(fault.as_error() for fault in found.faults)])
+    for reason, count in sorted(found.findings.items()):
+        report.result(f"  odd, {reason}: {count:,}")
+    for kind, count in sorted(found.repeats.items()):
+        report.result(f"  repeated in part, {kind}: {count:,}")
+    for line in _balance_lines(found.tally):
+        report.result(line)
+    for example in found.examples:
+        report.line(f"  {example.source}: {example.reason}: {example.detail}")
+    if fix is not None:
+        report.result(f"wrote {fix}: {found.written:,} scenes{counts_text(found.mended, '; mended ')}")
+    if page is not None:
+        from mrp.data.report_page import write_report
+
+        write_report(page, found.tally, found.faults, found.examples, title=", ".join(p.name for p in paths), cast=known or found.cast)
+        report.result(f"wrote {page}")
+    total = sum(found.counts.values()) + len(found.problems)
+    faults = [*found.problems, *(fault.as_error() for fault in found.faults)]
+    if total:
+        raise ManyFaults(f"the dialogues have {total:,} faults", faults, total)
     return found.as_json()
+
+
+def _balance_lines(tally: Tally) -> list[str]:
+    """How evenly the characters share lines, turns and tokens: a table of those with most, and the ratios."""
+    balance = tally.balance()
+    if not balance:
+        return []
+    words = list(balance)
+    names = sorted(balance["tokens"].shares, key=lambda name: -balance["tokens"].shares[name])
+    lines = [f"  {'share of':24} " + " ".join(f"{word:>7}" for word in words)]
+    for name in names[:SHOWN_CHARACTERS]:
+        short = name if len(name) <= 24 else name[:23] + "…"
+        lines.append(f"  {short:24} " + " ".join(f"{balance[word].shares[name]:7.1%}" for word in words))
+    if len(names) > SHOWN_CHARACTERS:
+        lines.append(f"  ... and {len(names) - SHOWN_CHARACTERS:,} more")
+    lines.append(f"  {'largest to smallest':24} " + " ".join(f"{balance[word].ratio:6.1f}x" for word in words))
+    return lines
+
+
+def counts_text(counts: Mapping[str, int], before: str) -> str:
+    """Counts by kind in a few words, behind `before`; "" for none."""
+    return before + ", ".join(f"{kind} {count:,}" for kind, count in sorted(counts.items())) if counts else ""
 
 
 def _paragraph(label: str, text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from mrp.data.stream import TOO_LONG, line_batches, open_stream
 from mrp.errors import InputError
 
 
@@ -46,6 +47,15 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a file whose lines stand each for itself: bytes `start` to `end`, the first of them on `first_line`."""
+
+    start: int
+    end: int
+    first_line: int
+
+
+@dataclass(frozen=True, slots=True)
 class JsonLine:
     """One line of a JSONL file: its value, or the reason why it has none."""
 
@@ -55,33 +65,28 @@ class JsonLine:
     fault: str = ""
 
 
-def read_json_lines(path: Path) -> Iterator[JsonLine]:
+def read_json_lines(path: Path, span: Span | None = None) -> Iterator[JsonLine]:
     """Every non-blank line of a JSONL file (UTF-8, with or without BOM, LF or CRLF), broken ones with their fault.
 
-    Raises `InputError` if the file is missing, a folder, unreadable or empty.
+    With `span` only the lines that begin in it. Raises `InputError` if the file is missing, a folder, unreadable or
+    (without `span`) empty.
     """
     decode = msgspec.json.Decoder().decode
-    empty = True
-    if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait for its writer
-        raise InputError("a pipe or device stands where a JSONL file is wanted", str(path), "put it into a file first")
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    empty = span is None
+    first, left = (span.first_line, span.end - span.start) if span else (1, None)
+    with open_stream(path, span.start if span else 0) as stream:
+        for batch in line_batches(stream, first, left):
+            for number, raw in enumerate(batch.lines, batch.first):
                 raw = raw.strip()
                 if not raw:
                     continue
                 empty = False
+                if batch.is_too_long:
+                    yield JsonLine(number, raw.decode("utf-8", "replace"), fault=TOO_LONG)
+                    continue
                 try:
                     yield JsonLine(number, raw.decode("utf-8"), decode(raw))
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     yield JsonLine(number, raw.decode("utf-8", "replace"), fault=str(error) or type(error).__name__)
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path.name}", str(path), "check the path in `dialogues:`") from None
-    except IsADirectoryError:
-        raise InputError("a folder stands where a JSONL file is wanted", str(path), "name the files in it") from None
-    except PermissionError:
-        raise InputError("the file may not be read", str(path), "give yourself permission to read it") from None
     if empty:
         raise InputError("the file is empty", str(path), "put dialogues in it, or take it out of `dialogues:`")

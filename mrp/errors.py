@@ -57,22 +57,27 @@ class Stopped(MrpError):
 
 
 class ManyFaults(InputError):
-    """Every fault found in one pass over some input, the first `SHOWN_FAULTS` printed."""
+    """Every fault found in one pass over some input, the first `SHOWN_FAULTS` printed.
 
-    def __init__(self, what: str, faults: Sequence[MrpError]) -> None:
+    Where there are too many to be held, `faults` are those to print (all of them are), and `total` counts all.
+    """
+
+    def __init__(self, what: str, faults: Sequence[MrpError], total: int | None = None) -> None:
         self.faults = list(faults)
+        self.total = len(self.faults) if total is None else total
+        self.shown = self.faults[:SHOWN_FAULTS] if total is None else self.faults
         super().__init__(what)
 
     def __str__(self) -> str:
         lines = [self.what]
-        for fault in self.faults[:SHOWN_FAULTS]:
+        for fault in self.shown:
             lines.append("- " + str(fault).replace("\n", "\n  "))
-        if len(self.faults) > SHOWN_FAULTS:
-            lines.append(f"... and {len(self.faults) - SHOWN_FAULTS} more")
+        if self.total > len(self.shown):
+            lines.append(f"... and {self.total - len(self.shown):,} more")
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, object]:
-        return {"what": self.what, "faults": [fault.as_json() for fault in self.faults]}
+        return {"what": self.what, "total": self.total, "faults": [fault.as_json() for fault in self.faults]}
 
 
 def raise_all(what: str, faults: Sequence[MrpError]) -> None:

@@ -203,7 +203,8 @@ class ChatTemplate:
 
         starts = self._starts(messages, head, reply)
         if not fits(starts[0], reply + 1, max_tokens):
-            return (window(reply, reply + 1), 1) if fits(reply, reply + 1, max_tokens) else None
+            # Alone after the system message; where there is none, it would answer nothing that was said.
+            return (window(reply, reply + 1), 1) if head and fits(reply, reply + 1, max_tokens) else None
         limit = max_tokens
         if len(learnt) > 1:  # old turns may fill half of the room, so that new replies find the other half
             identity = sum(len(self.plain.ids(m.text)) for m in messages[:head])
@@ -214,7 +215,7 @@ class ChatTemplate:
 
     def _starts(self, messages: Sequence[Message], head: int, end: int) -> list[int]:
         """Where `messages[head:end]` may begin when old messages are dropped: the shortest choice first."""
-        any_role = self.traits.opens_with_reply
+        any_role = head and self.traits.opens_with_reply
         return [k for k in range(end - 1, head, -1) if any_role or messages[k].role == USER] + [head]
 
     def _part(self, messages: Sequence[Message], start: int, end: int, learnt: Sequence[int], opening: str) -> Rendered:
@@ -248,7 +249,8 @@ class ChatTemplate:
         adapted = list(messages)
         head = _head(adapted)
         first = adapted[head].role if len(adapted) > head else ASSISTANT
-        if first == ASSISTANT and not self.traits.opens_with_reply:
+        may_open = self.traits.opens_with_reply and (head or not adapted)  # a reply is never the first of all messages
+        if first == ASSISTANT and not may_open:
             adapted.insert(head, Message(USER, opening or "...", False))
         if head and not self.traits.own_system:
             system, user = adapted[0], adapted[1]
@@ -407,7 +409,7 @@ def render_sample(
     """A sample of the data as token ids and loss mask (usually one piece), and how many replies were too long."""
     character = sample.character
     messages = view(sample.turns, sample.loss, sample.participants, character, cast, sample.scenario)
-    pieces = template.sample(messages, max_tokens, opening_text(cast, sample.scenario))
+    pieces = template.sample(messages, max_tokens, opening_text(cast, sample.scenario, character))
     learnt = sum(_runs(piece.loss) for piece in pieces)
     return pieces, sum(m.loss for m in messages) - learnt
 

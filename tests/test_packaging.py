@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+TESTED_EXTRAS = ("train", "data", "report", "dev")  # what `make setup` installs
 
 
 def _constraints() -> dict[str, str]:
@@ -35,15 +36,16 @@ def test_make_takes_the_torch_of_the_constraints() -> None:
     assert f"TORCH ?= torch=={_constraints()['torch']}" in makefile
 
 
+def test_make_installs_the_extras_that_are_tested() -> None:
+    assert f"-e '.[{','.join(TESTED_EXTRAS)}]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
 def test_every_direct_requirement_is_pinned() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [
-        *project["dependencies"],
-        *project["optional-dependencies"]["train"],
-        *project["optional-dependencies"]["dev"],
-    ]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(entry for extra in TESTED_EXTRAS for entry in extras[extra])]
     names = {entry.split(">=")[0].lower().replace("_", "-") for entry in wanted}
     assert names <= set(_constraints()), names - set(_constraints())
 

@@ -12,9 +12,10 @@ from mrp.cast import load_cast
 from mrp.config import RunConfig, load_run
 from mrp.data.build import build_data
 from mrp.data.check import check_data
+from mrp.data.samples import read_samples
 from mrp.errors import InputError
 from mrp.presets import HOME, copy_preset, describe_presets, write_starter
-from mrp.yamlfile import check_value, key_lines, read_yaml
+from mrp.yamlfile import check_value, dump_yaml, key_lines, read_yaml
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_FILES = [*sorted(HOME.rglob("*.yaml")), *sorted(EXAMPLES.rglob("*.yaml"))]
@@ -95,3 +96,20 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
     for work in (lambda: write_starter(tmp_path / "file"), lambda: copy_preset("lora-any-base", tmp_path / "file")):
         with pytest.raises(InputError, match="cannot write"):
             work()
+
+
+def test_the_preset_xiyou_takes_head_and_tail_without_repeats_or_overlap(tmp_path: Path, shared: Path) -> None:
+    value = read_yaml(EXAMPLES / "xiyou" / "cast.yaml")
+    for character in value["characters"]:
+        character["dialogues"] = [(shared / "data" / "xiyou" / f"{character['id']}.jsonl").as_posix()]
+    run_file = copy_preset("xiyou", tmp_path)
+    (tmp_path / "cast.yaml").write_text(dump_yaml(value), encoding="utf-8")
+    run = load_run(run_file, {"data.head": "100", "data.tail": "100"})
+    manifest = build_data(run)
+    kept = {item["character"]: item["kept"] for item in manifest["inputs"]}
+    assert max(kept.values()) == 200 and min(kept.values()) > 100
+    train = [s.id for s in read_samples(run.data / "train.jsonl")]
+    assert len(set(train)) == len(train)
+    sizes = {name: counts["train"]["samples"] for name, counts in manifest["characters"].items()}
+    assert max(sizes.values()) <= 1.01 * min(sizes.values())
+    assert manifest["characters"]["swj"]["upsampled"] > 1 and manifest["split"]["alike_across"] == 0

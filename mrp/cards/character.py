@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrp.cards.card import Card, book_entries, clean_name, text_field
-from mrp.cast import OTHER, USER_MACRO, Character, LoreEntry
+from mrp.cast import RESERVED, USER_MACRO, Character, LoreEntry
 from mrp.files import is_safe_id
 
 OWN_EXTENSION = "mrp_llm"  # under "extensions": what a card has no field for (aliases, id)
@@ -86,7 +86,7 @@ def _aliases(data: dict[str, Any], name: str, nickname: str) -> tuple[str, ...]:
     if not isinstance(written, list):
         written = [nickname]
     aliases = dict.fromkeys(clean_name(alias) for alias in written if isinstance(alias, str))
-    return tuple(a for a in aliases if a and a != name and a.casefold() != OTHER)
+    return tuple(a for a in aliases if a and a != name and a.casefold() not in RESERVED)
 
 
 def _lore_entry(entry: dict[str, Any], called: str) -> LoreEntry | None:
@@ -104,7 +104,7 @@ def free_id(card: Card, stem: str, taken: Collection[str]) -> str:
     brought = _own(card.data).get("id")
     candidates = [brought if isinstance(brought, str) and is_safe_id(brought) else ""]
     candidates += [_ascii_id(text) for text in (text_field(card.data, "name"), text_field(card.data, "nickname"), stem)]
-    base = next((c for c in candidates if c and c.casefold() != OTHER), "character")
+    base = next((c for c in candidates if c and c.casefold() not in RESERVED), "character")
     number, found = 1, base
     while found.casefold() in taken or not is_safe_id(found):
         number += 1

@@ -24,7 +24,7 @@ from mrp.cards.cast_file import new_cast_text, with_characters
 from mrp.cards.character import Draft, draft_of, free_id
 from mrp.cards.examples import example_scenes
 from mrp.cards.png import SIGNATURE, is_png
-from mrp.cast import OTHER, Cast, Character, load_cast
+from mrp.cast import RESERVED, Cast, Character, load_cast
 from mrp.errors import InputError, ManyFaults, MrpError, raise_all
 from mrp.files import replacing, replacing_binary
 from mrp.report import SILENT, Reporter
@@ -110,8 +110,8 @@ def _name_all(taken: Sequence[Taken], cast: Cast | None, faults: list[MrpError])
     named: list[Taken] = []
     for item in taken:
         name = item.draft.name
-        if name.casefold() == OTHER:
-            what = f"the name {name!r} is kept for unknown speakers"
+        if kept_for := RESERVED.get(name.casefold()):
+            what = f"the name {name!r} is kept for {kept_for}"
             faults.append(InputError(what, str(item.source), "give the character another name in a card editor"))
         elif name.casefold() in owners:
             what = f"the name {name!r} is not free: {owners[name.casefold()]}"

@@ -1,47 +1,22 @@
 """Files that hold one JSON array of dialogues instead of a line for each.
 
-    if is_json_array(path):
-        for place, element in read_json_array(path):
-            place, element.value                    # "12", or "12#2" for the second element that begins on line 12
+    for place, element in read_json_array(path):
+        place, element.value                        # "12", or "12#2" for the second element that begins on line 12
 
-Beside `dialogue.read_json_lines`; `read.py` uses both. The whole file is in memory.
+Beside `dialogue.read_json_lines`; `read.py` uses both. Memory is bounded by the longest element, not by the file.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
+from mrp.data.stream import TOO_LONG, open_stream
+from mrp.data.window import BrokenError, Places, TooLongError, Window, as_utf8
 from mrp.dialogue import JsonLine
 from mrp.errors import InputError
 
-BOM = b"\xef\xbb\xbf"
-_BLANK = re.compile(r"[ \t\r\n]*")
-_REST = "; nothing of the array is read from here on"
-
-
-def is_json_array(path: Path) -> bool:
-    """True for a readable file that begins with "[", unless its first line is JSON by itself and others follow."""
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            first = next((line for raw in file if (line := raw.removeprefix(BOM).strip())), b"")
-            if not first.startswith(b"["):
-                return False
-            if not any(raw.strip() for raw in file):
-                return True
-    except OSError:
-        return False  # whoever reads the file says why
-    try:
-        msgspec.json.decode(first)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return True
-    return False
+REST = "; nothing of the array is read from here on"
 
 
 def read_json_array(path: Path) -> Iterator[tuple[str, JsonLine]]:
@@ -49,55 +24,60 @@ def read_json_array(path: Path) -> Iterator[tuple[str, JsonLine]]:
 
     Raises `InputError` if it is empty.
     """
-    # What is no UTF-8 becomes lone surrogates here, so that one such element does not spoil the others.
-    text = path.read_bytes().removeprefix(BOM).decode("utf-8", "surrogateescape")
-    number, counted, on_line = 1, 0, 0
-    empty = True
-    for start, end, value, fault in _elements(text):
-        lines = text.count("\n", counted, start)
-        number, counted, on_line = number + lines, start, 1 if lines or empty else on_line + 1
-        empty = False
-        element = text[start:end]
-        try:
-            element.encode()
-        except UnicodeEncodeError:
-            element = element.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            fault = fault or "the text is not UTF-8"
-        yield f"{number}#{on_line}" if on_line > 1 else str(number), JsonLine(number, element, value, fault)
+    with open_stream(path) as stream:
+        window = Window(stream)
+        places = Places()
+        empty = True
+        window.next_mark()
+        window.at += 1  # "[", as whoever calls has seen
+        for line in elements(window):
+            empty = False
+            yield places.next(line.number), line
+        if window.next_mark():
+            empty = False
+            text, _ = as_utf8(window.rest())
+            line = JsonLine(window.line, text, fault="something stands after the end of the array")
+            yield places.next(line.number), line
     if empty:
         raise InputError("the array is empty", str(path), "put dialogues in it, or take it out of `dialogues:`")
 
 
-def _elements(text: str) -> Iterator[tuple[int, int, object, str]]:
-    """(start, end, value, fault) of each element of the array that `text` is."""
-    decode = json.JSONDecoder(strict=False).raw_decode  # control characters are refused later, in the texts
-    at = _blank(text, text.index("[") + 1)
-    if text[at : at + 1] == "]":
-        end = at
-    else:
-        while True:
-            try:
-                value, end = decode(text, at)
-            except (ValueError, RecursionError) as error:
-                what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-                yield at, len(text), None, f"{what}{line}{_REST}"
-                return
-            yield at, end, value, ""
-            end = _blank(text, end)
-            if text[end : end + 1] != ",":
-                break
-            at = _blank(text, end + 1)
-        if text[end : end + 1] != "]":
-            yield end, len(text), None, f'"," or "]" is missing after an element{_REST}'
+def elements(window: Window) -> Iterator[JsonLine]:
+    """The elements of an array whose "[" was passed. Afterwards the window stands behind "]", or at the end of the text
+    where the array is broken."""
+    if window.next_mark() == "]":
+        window.at += 1
+        return
+    while True:
+        line = _element(window)
+        yield line
+        if line.fault.endswith(REST):
             return
-    rest = _blank(text, end + 1)
-    if rest < len(text):
-        yield rest, len(text), None, "something stands after the end of the array"
+        mark = window.next_mark()
+        window.at += 1
+        if mark == "]":
+            return
+        if mark != ",":
+            window.at -= 1
+            text, _ = as_utf8(window.rest())
+            yield JsonLine(window.line, text, fault=f'"," or "]" is missing after an element{REST}')
+            window.leave()
+            return
+        window.next_mark()
 
 
-def _blank(text: str, at: int) -> int:
-    """Where the first character that is not blank stands, from `at` on."""
-    found = _BLANK.match(text, at)
-    assert found is not None  # it matches nothing, too
-    return found.end()
+def _element(window: Window) -> JsonLine:
+    number = window.line
+    try:
+        value, text = window.value()
+    except BrokenError as error:
+        text, _ = as_utf8(window.rest())
+        window.leave()
+        return JsonLine(number, text, fault=f"{error}{REST}")
+    except TooLongError as error:
+        text, _ = as_utf8(str(error))
+        return JsonLine(number, text, fault=TOO_LONG)
+    fault = ""
+    if window.is_broken_utf8:
+        text, fault = as_utf8(text)
+    return JsonLine(number, text, value, fault)

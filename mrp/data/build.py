@@ -3,31 +3,52 @@
     manifest = build_data(load_run(Path("mrp.yaml")))
     manifest["totals"]["lines"], manifest["characters"]["wukong"]["train"]["samples"]
 
-Same inputs, same bytes: no date, no absolute path. The whole set is written beside and moved into place at once. The
-caller holds the run folder's lock (`files.folder_lock`).
+Same inputs, same bytes: no date, no absolute path. Chunks of the files become parts (`gather.py`), it is decided what
+is used (`decide.py`), and lines are put together (`assemble.py`). The whole set is written beside and moved into place
+at once. The caller holds the run folder's lock (`files.folder_lock`).
 """
 
 from __future__ import annotations
 
-import platform
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mrp
-from mrp.config import Run
-from mrp.data.collect import Collected, DialogueFile, collect, dialogue_files
-from mrp.data.samples import Sample, in_order
-from mrp.data.split import MIN_SCENES, held_out_scenes
-from mrp.dialogue import Scene
+from mrp.config import Run, keep_run
+from mrp.data.finish import finish
+from mrp.data.gather import gather, part_name
+from mrp.data.manifest import BUILD_VERSION, MANIFEST
+from mrp.data.part import PartMaker
+from mrp.data.sources import BASE_REPLIES, DialogueFile, dialogue_files, fetch_datasets, scan
 from mrp.errors import InputError, MrpError, raise_all
-from mrp.files import fingerprint, read_json, replacing_folder, sha256_file, write_json, write_jsonl
+from mrp.files import fingerprint, folder_lock, need_space, read_json, replacing_folder, sha256_file, write_json
 from mrp.report import SILENT, Reporter
 
-TRAIN, HELD_OUT, REJECTED, MANIFEST = "train.jsonl", "held-out.jsonl", "rejected.jsonl", "manifest.json"
-SHOWN_REJECTED = 5  # of the rejected lines, as many are named; all are in rejected.jsonl
-BUILD_VERSION = 2  # one more whenever the same inputs give other samples
+PARTS = ".parts"
+SHARDS, SHARD = "shards", "shard.json"
+SPACE = 3.0  # parts and results, for each byte read
+
+
+def build_command(run: Run, shard: str | None, report: Reporter) -> dict[str, Any]:
+    """`mrp data build`: all of it, or the shard "I/N"."""
+    if shard is None:
+        with folder_lock(run.folder):
+            manifest = build_data(run, report)
+            keep_run(run)
+        return manifest
+    number, mark, count = shard.partition("/")
+    if not (mark and number.isdecimal() and count.isdecimal()):
+        raise InputError(f"a shard is I/N, not {shard!r}", "--shard", "the second of eight is --shard 2/8")
+    return build_shard(run, int(number), int(count), report)  # no lock: shards are built side by side
+
+
+def merge_command(run: Run, report: Reporter) -> dict[str, Any]:
+    """`mrp data merge`."""
+    with folder_lock(run.folder):
+        manifest = merge_shards(run, report)
+        keep_run(run)
+    return manifest
 
 
 def build_data(run: Run, report: Reporter = SILENT) -> dict[str, Any]:
@@ -36,34 +57,107 @@ def build_data(run: Run, report: Reporter = SILENT) -> dict[str, Any]:
     Raises `InputError` for files that cannot be read, and naming each character without a usable line; the data built
     before stays as it was.
     """
-    files = dialogue_files(run)
-    hashes = _hashes(files)
-    mark = _fingerprint(run, files, hashes)
+    files = _files(run, report)
+    scanned = scan(files, report)
+    mark = _fingerprint(run, files, scanned.hashes)
     manifest = _intact_manifest(run.data, mark)
     if manifest is not None:
         return manifest
-    found = collect(files, run.cast)
-    raise_all(f"{run.cast_path.name}: dialogue files", found.faults)
-    raise_all(run.cast_path.name, silent_characters(run, found.scenes))
-    samples = [sample_of(scene, c.id) for c in run.cast for scene in found.scenes if c.id in scene.speakers()]
-    held = _held_out(run, found.scenes)
-    sides = {"train": [s for s in samples if s.scene not in held], "held_out": [s for s in samples if s.scene in held]}
-    order, seed = run.config.data.order, run.config.seed
+    need_space(run.data, int(scanned.size_bytes * SPACE), "building the data")
+    maker = PartMaker(files, run.cast, run.config.data, run.config.seed)
     with replacing_folder(run.data) as folder:
-        write_jsonl(folder / TRAIN, (s.as_json() for s in in_order(sides["train"], order, seed, 0)))
-        write_jsonl(folder / HELD_OUT, (s.as_json() for s in in_order(sides["held_out"], order, seed, 0)))
-        write_jsonl(folder / REJECTED, (r.as_json() for r in found.rejected))
-        manifest = _manifest(run, files, hashes, found, sides)
-        manifest["outputs"] = {name: {"sha256": sha256_file(folder / name)} for name in (TRAIN, HELD_OUT, REJECTED)}
-        manifest["fingerprint"] = mark
-        write_json(folder / MANIFEST, manifest)
-    _tell(run, manifest, found, report)
+        parts = gather(maker, scanned, range(len(scanned.chunks)), folder / PARTS, report)
+        manifest = finish(run, maker, scanned, parts, folder, mark, report)
+        shutil.rmtree(folder / PARTS)
     return manifest
+
+
+def build_shard(run: Run, number: int, count: int, report: Reporter = SILENT) -> dict[str, Any]:
+    """Read shard `number` (from 1) of `count`: every count-th chunk of the files, into `shards/` of the run folder.
+
+    Any machine that sees the same files may do it; `merge_shards` makes of all shards what `build_data` makes alone.
+    """
+    if not 1 <= number <= count:
+        raise InputError(f"there is no shard {number} of {count}", "--shard", "write I/N, I from 1 to N: --shard 2/8")
+    files = _files(run, report)
+    scanned = scan(files, report)
+    chosen = range(number - 1, len(scanned.chunks), count)
+    maker = PartMaker(files, run.cast, run.config.data, run.config.seed)
+    about = {
+        "shard": number,
+        "of": count,
+        "chunks": list(chosen),
+        "fingerprint": _fingerprint(run, files, scanned.hashes),
+    }
+    with replacing_folder(shard_folder(run, number, count)) as folder:
+        gather(maker, scanned, chosen, folder, report)
+        write_json(folder / SHARD, about)
+    report.line(f"shard {number} of {count}: {len(chosen)} of {len(scanned.chunks)} chunks read")
+    return about | {"folder": str(shard_folder(run, number, count))}
+
+
+def merge_shards(run: Run, report: Reporter = SILENT) -> dict[str, Any]:
+    """Put the shards in the run folder together; gives back the manifest, the same as that of one build.
+
+    Raises `InputError` naming every shard that is missing, or was made of other files or options.
+    """
+    files = _files(run, report)
+    scanned = scan(files, report)
+    mark = _fingerprint(run, files, scanned.hashes)
+    parts = _parts_of_shards(run, mark)
+    maker = PartMaker(files, run.cast, run.config.data, run.config.seed)
+    with replacing_folder(run.data) as folder:
+        (folder / PARTS).mkdir()
+        manifest = finish(run, maker, scanned, parts, folder, mark, report)
+        shutil.rmtree(folder / PARTS)
+    shutil.rmtree(run.folder / SHARDS, ignore_errors=True)
+    return manifest
+
+
+def shard_folder(run: Run, number: int, count: int) -> Path:
+    return run.folder / SHARDS / f"{number}-of-{count}"
+
+
+def _parts_of_shards(run: Run, mark: str) -> list[Path]:
+    """The folders of all parts in the order of the chunks."""
+    again = f"make it: `mrp data build {run.path} --shard I/N`"
+    found = {path.parent: read_json(path) for path in sorted((run.folder / SHARDS).glob(f"*/{SHARD}"))}
+    counts = sorted({about["of"] for about in found.values()})
+    if len(counts) != 1:
+        what = f"shards of {' and of '.join(map(str, counts))} lie here" if counts else "no shard was built yet"
+        raise InputError(what, str(run.folder / SHARDS), "build all shards of one number, and delete others")
+    faults: list[MrpError] = []
+    for number in range(1, counts[0] + 1):
+        place = shard_folder(run, number, counts[0])
+        if place not in found:
+            faults.append(InputError(f"shard {number} of {counts[0]} is missing", str(place), again))
+        elif found[place]["fingerprint"] != mark:
+            what = f"shard {number} of {counts[0]} was made of other files, options or cast"
+            faults.append(InputError(what, str(place), again))
+    raise_all("shards", faults)
+    places = {number: place for place, about in found.items() for number in about["chunks"]}
+    return [places[number] / part_name(number) for number in sorted(places)]
 
 
 def is_built(run: Run) -> bool:
     """True if the data in the run folder is what `build_data` would make: it would only give back the manifest."""
+    if any(file.name == BASE_REPLIES and not file.path.is_file() for file in dialogue_files(run)):
+        return False
     return _intact_manifest(run.data, data_fingerprint(run)) is not None
+
+
+def _files(run: Run, report: Reporter) -> list[DialogueFile]:
+    """The files of a run, once all are there: datasets of the hub, and the base's own answers to plain prompts."""
+    fetch_datasets(run, report)
+    files = dialogue_files(run)
+    if any(file.name == BASE_REPLIES for file in files):
+        from mrp.data.mix import write_base_replies
+        from mrp.models.bases import cache_folder, find_base
+
+        base = find_base(run.config.base, run.path.parent)
+        path = run.folder / BASE_REPLIES
+        write_base_replies(base, run.cast.language, cache_folder() / "own-replies", path, report)
+    return files
 
 
 def data_fingerprint(run: Run) -> str:
@@ -72,59 +166,17 @@ def data_fingerprint(run: Run) -> str:
     Where the files lie does not count: a run file and the copy kept in its run folder have one fingerprint.
     """
     files = dialogue_files(run)
-    return _fingerprint(run, files, _hashes(files))
-
-
-def sample_of(scene: Scene, character: str) -> Sample:
-    """The scene as `character`'s sample: up to its last own line, its own lines learnt."""
-    own = [turn.speaker == character and not turn.enters for turn in scene.turns]
-    length = len(own) - own[::-1].index(True)
-    return Sample(
-        id=f"{scene.id}@{character}",
-        character=character,
-        scene=scene.id,
-        participants=scene.participants,
-        turns=scene.turns[:length],
-        loss=tuple(own[:length]),
-        source=scene.source,
-        scenario=scene.scenario,
-    )
-
-
-def silent_characters(run: Run, scenes: Iterable[Scene]) -> list[MrpError]:
-    """A fault for each character of the cast who says nothing in any of the scenes."""
-    heard = {speaker for scene in scenes for speaker in scene.speakers()}
-    fix = "list files with its lines under `dialogues:` (`mrp data check` shows what was rejected), or take it out"
-    return [
-        InputError(f"the character {c.id!r} has no usable line", f"{run.cast_path}, {c.id}", fix)
-        for c in run.cast
-        if c.id not in heard
-    ]
-
-
-def _hashes(files: Sequence[DialogueFile]) -> list[str]:
-    """The SHA-256 of each file; `InputError` naming every file that cannot be read."""
-    hashes: list[str] = []
-    faults: list[MrpError] = []
-    for file in files:
-        try:
-            hashes.append(sha256_file(file.path))
-        except FileNotFoundError:
-            faults.append(InputError(f"no such file: {file.name}", str(file.path), "check the path in `dialogues:`"))
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            faults.append(InputError(f"cannot read {file.name}: {reason}", str(file.path), "name a readable file"))
-    raise_all("dialogue files", faults)
-    return hashes
+    return _fingerprint(run, files, scan(files).hashes)
 
 
 def _fingerprint(run: Run, files: Sequence[DialogueFile], hashes: Sequence[str]) -> str:
+    options = run.config.data.model_dump(exclude={"mix_files"})
     return fingerprint(
         {
             "build": BUILD_VERSION,
             "seed": run.config.seed,
-            "options": run.config.data.model_dump(),
-            "characters": [list(c.names) for c in run.cast],
+            "options": options,
+            "characters": [[*c.names, run.cast.persona(c.id)] for c in run.cast],
             # the name without its folder: ids are made of it, and a moved file is still the same data
             "files": [[f.owner, f.path.name, sha] for f, sha in zip(files, hashes, strict=True)],
         }
@@ -142,80 +194,3 @@ def _intact_manifest(folder: Path, mark: str) -> dict[str, Any] | None:
     except (MrpError, OSError, KeyError, TypeError, AttributeError):
         return None  # no data yet, or a damaged set: built anew
     return dict(manifest)
-
-
-def _held_out(run: Run, scenes: Iterable[Scene]) -> set[str]:
-    ids = {c.id for c in run.cast}
-    characters_of = {scene.id: [s for s in scene.speakers() if s in ids] for scene in scenes}
-    return held_out_scenes(characters_of, run.config.data.held_out, run.config.seed)
-
-
-def _manifest(
-    run: Run, files: Sequence[DialogueFile], hashes: Sequence[str], found: Collected, sides: dict[str, list[Sample]]
-) -> dict[str, Any]:
-    inputs = [
-        {"path": file.name, "character": file.owner, "sha256": sha, **counts.as_json()}
-        for file, sha, counts in zip(files, hashes, found.counts, strict=True)
-    ]
-    characters = {
-        c.id: {side: _sizes(s for s in samples if s.character == c.id) for side, samples in sides.items()}
-        for c in run.cast
-    }
-    return {
-        "inputs": inputs,
-        "totals": found.total().as_json() | {side: _sizes(samples) for side, samples in sides.items()},
-        "characters": characters,
-        "options": run.config.data.model_dump(),
-        "seed": run.config.seed,
-        "versions": {"mrp": mrp.__version__, "python": platform.python_version(), "build": BUILD_VERSION},
-    }
-
-
-def _sizes(samples: Iterable[Sample]) -> dict[str, int]:
-    """Counts over samples. Turns and their text are those shown; replies are the character's own, which are learnt."""
-    count: Counter[str] = Counter(
-        dict.fromkeys(("samples", "scenes", "turns", "replies", "turn_characters", "reply_characters"), 0)
-    )
-    scenes: set[str] = set()
-    for sample in samples:
-        count["samples"] += 1
-        scenes.add(sample.scene)
-        for turn, learnt in zip(sample.turns, sample.loss, strict=True):
-            if not turn.enters:
-                count["turns"] += 1
-                count["turn_characters"] += len(turn.text)
-                count["replies"] += learnt
-                count["reply_characters"] += len(turn.text) * learnt
-    count["scenes"] = len(scenes)
-    return dict(count)
-
-
-def _tell(run: Run, manifest: dict[str, Any], found: Collected, report: Reporter) -> None:
-    """The result in a few lines: what was kept, what was not and why, and each character's share."""
-    totals = manifest["totals"]
-    report.line(f"data: {totals['kept']:,} of {totals['lines']:,} lines kept{_counts_text(totals['rejected'], '; ')}")
-    for fault in found.rejected[:SHOWN_REJECTED]:
-        report.warn(f"{fault.source} is left out: {fault.reason}, {fault.detail}")
-    if len(found.rejected) > SHOWN_REJECTED:
-        report.warn(f"... and {len(found.rejected) - SHOWN_REJECTED} more lines, all in {run.data / REJECTED}")
-    report.line(f"understood as{_counts_text(totals['formats'], ': ')}")
-    if totals["dropped_turns"]:
-        report.line(f"left out of kept lines{_counts_text(totals['dropped_turns'], ': ')}")
-    without: list[str] = []
-    for character in run.cast:
-        train, held = (manifest["characters"][character.id][side] for side in ("train", "held_out"))
-        report.line(
-            f"  {character.id}: {train['samples']:,} samples to train, {held['samples']:,} held out,"
-            f" {train['replies'] + held['replies']:,} replies"
-        )
-        if run.config.data.held_out and not held["samples"]:
-            without.append(f"{character.id} ({train['scenes']})")
-    if without:
-        report.warn(
-            f"no scene is held out of (scenes in brackets, {MIN_SCENES} are needed): {', '.join(without)};"
-            " nothing can be measured on lines of theirs that training has not seen"
-        )
-
-
-def _counts_text(counts: dict[str, int], before: str) -> str:
-    return before + ", ".join(f"{kind} {count:,}" for kind, count in counts.items()) if counts else ""

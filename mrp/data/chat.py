@@ -20,6 +20,7 @@ import msgspec
 from mrp.cast import OTHER
 from mrp.data.formats import FORMATS
 from mrp.data.record import SHOWN_TEXT, Faults, Names, Rejected
+from mrp.data.stream import MAX_LINE_BYTES, TOO_LONG
 from mrp.dialogue import JsonLine, Scene, Turn, read_json_lines
 
 FORMAT = "sillytavern"
@@ -45,15 +46,11 @@ class Part:
         return Scene("", (*speakers, *more), tuple(self.turns), source=self.source)
 
 
-def is_chat(path: Path) -> bool:
-    """True for a readable file whose first line is the head, or a message, of a chat."""
-    if not path.is_file():
-        return False
+def is_chat(first_line: bytes) -> bool:
+    """True for the head, or a message, of a chat."""
     try:
-        with path.open("rb") as file:
-            first = next((line for raw in file if (line := raw.removeprefix(b"\xef\xbb\xbf").strip())), b"")
-        value = msgspec.json.decode(first)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = msgspec.json.decode(first_line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return _is_head(value) or (isinstance(value, dict) and {"mes", "is_user"} <= value.keys())
 
@@ -62,6 +59,7 @@ def read_chat(path: Path, names: Names, owner: str | None, name: str) -> Iterato
     """The chat, and every line that is no message. Such a line ends a part, so that no reply follows a gap."""
     part: Part | None = None
     character = ""
+    length = 0
     for line in read_json_lines(path):
         source = f"{name}:{line.number}"
         part = part or Part(source)
@@ -74,12 +72,16 @@ def read_chat(path: Path, names: Names, owner: str | None, name: str) -> Iterato
         if faults.found:
             if part.turns or part.dropped:
                 yield part
-            part = None
+            part, length = None, 0
             yield faults.rejected(source, line.text)
             continue
         part.add_text(line.text)
         if turn:
             part.turns.append(turn)
+        length += len(line.text)
+        if length > MAX_LINE_BYTES:  # a scene is held in memory
+            yield part
+            part, length = None, 0
     if part is not None:
         yield part
 
@@ -100,7 +102,7 @@ def _turn(
 ) -> Turn | None:
     """What a message says, and who says it; None for one that is left out."""
     if line.fault:
-        faults.add("broken-json", line.fault)
+        faults.add("too-long" if line.fault == TOO_LONG else "broken-json", line.fault)
         return None
     value = faults.mapping(line.value, "", line.value if isinstance(line.value, dict) else ())
     text = faults.text(value.get("mes"), "mes")

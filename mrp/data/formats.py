@@ -7,8 +7,11 @@
     {"prompt", "completion"}                                            prompt-completion
 
 Their roles become speakers here, and are forgotten. All say in the same way who speaks: a system text that is a name or
-the persona of a character says whose replies follow, and else they belong to the character that the file is listed
-under. Called by `read.py` for one line at a time.
+the persona of a character (the scenario may stand below it, after an empty line) says whose replies follow, and else
+they belong to the character that the file is listed under. Called by `read.py` for one line at a time.
+
+General chat data is listed under nobody but the model itself (`cast.PLAIN`): all replies are its own, whatever names
+stand there, and a system text is no identity but the scenario of the scene.
 """
 
 from __future__ import annotations
@@ -18,14 +21,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mrp.cast import OTHER
-from mrp.data.record import Faults, Names, ascii_name
+from mrp.cast import OTHER, PLAIN
+from mrp.data.record import BAD_CHARACTER, Faults, Names, ascii_name
 from mrp.data.view import ASSISTANT, SYSTEM, USER
 from mrp.dialogue import Scene, Turn
 from mrp.errors import nearest
 
 XTUNER_TURN_KEYS = ("system", "input", "output")
-MESSAGE_KEYS = ("role", "from", "content", "value", "name", "weight", "tool_calls", "function_call", "tool_call_id")
+_XTUNER_KEYS = frozenset(XTUNER_TURN_KEYS)
+MESSAGE_LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "items")
+REASONING_KEYS = ("reasoning_content", "reasoning")
+NULL_KEYS = ("refusal", "audio", "annotations")  # OpenAI's, which hold nothing in a dialogue of texts
+MESSAGE_TEXT_KEYS = ("content", "value", "text")
+MESSAGE_KEYS = (
+    *("role", "from", *MESSAGE_TEXT_KEYS, "name", "weight", "loss", "tool_calls", "function_call", "tool_call_id"),
+    *(*REASONING_KEYS, *NULL_KEYS),
+)
 PROMPT_KEYS = ("instruction", "prompt", "query")
 MORE_PROMPT_KEYS = ("input", "context")
 REPLY_KEYS = ("output", "completion", "response")
@@ -35,11 +46,12 @@ NOTE_KEYS = (
     *("id", "prompt_id", "conversation_id", "uuid", "idx", "index", "source", "dataset", "category", "topic", "tags"),
     *("language", "lang", "model", "score", "metadata", "meta"),
 )
+REPEATED = "repeated_system"  # counted: a system text that stands before every turn; one is read
 TOOL = "tool"
 ROLES = {  # as the formats write them -> what is meant
     **dict.fromkeys((SYSTEM, "developer"), SYSTEM),
     **dict.fromkeys((USER, "human"), USER),
-    **dict.fromkeys((ASSISTANT, "gpt", "chatgpt", "model", "bot", "bing", "bard", "claude"), ASSISTANT),
+    **dict.fromkeys((ASSISTANT, "gpt", "chatgpt", "model", "bot", "ai", "bing", "bard", "palm", "claude"), ASSISTANT),
     **dict.fromkeys((TOOL, "function", "function_call", "function_response", "observation", "ipython"), TOOL),
 }
 
@@ -49,16 +61,18 @@ class Talk:
     """A dialogue that is being read: its lines so far, and whose the next reply is."""
 
     names: Names
-    owner: str | None  # the character that the file is listed under
+    owner: str | None  # the character that the file is listed under, or PLAIN
     faults: Faults
     dropped: Counter[str]
     character: str | None = field(init=False)
     turns: list[Turn] = field(default_factory=list)
+    scenario: str = ""
     _unnamed: tuple[str, str] = field(init=False, default=("", ""))  # the last system text that names nobody, and where
+    _system: str = field(init=False, default="")  # the last system text
     _is_told: bool = field(init=False, default=False)  # that nobody is known to reply: said once, not for each reply
 
     def __post_init__(self) -> None:
-        self.character = self.owner
+        self.character = self.owner or self.names.nobody or None
 
     def text(self, value: Any, at: str) -> str:
         """A text, which may be missing or null ("")."""
@@ -68,18 +82,29 @@ class Talk:
         """A system text: who replies from here on. A prompt that is no character's persona is left out and counted."""
         if not text:
             return
-        named = self.names.identity(text)
-        if named is None:
+        if text == self._system:
+            self.dropped[REPEATED] += 1
+        self._system = text
+        if self.owner == PLAIN:
+            self.scenario = self.scenario or text
+            if text != self.scenario:  # a scene has one
+                self.dropped["system_text"] += 1
+            return
+        named, scenario = self.names.identity_and_scenario(text)
+        if scenario:
+            self.scenario = self.scenario or scenario
+        if (named is None and not scenario) or scenario not in ("", self.scenario):
             self.dropped["system_text"] += 1
         if self.owner is None:
-            self.character = named
+            self.character = named or self.names.nobody or None
             self._unnamed = (at, text) if named is None else self._unnamed
         elif named not in (None, self.owner):
             self._other_character(text, at)
 
     def prompt(self, text: str, name: str = "") -> None:
         if text:
-            self.turns.append(Turn(self.names.speaker(name) if name else OTHER, text))
+            speaker = self.names.speaker(name) if name else OTHER
+            self.turns.append(Turn(OTHER if speaker == PLAIN else speaker, text))
         else:
             self.dropped["empty_prompt"] += 1
 
@@ -87,7 +112,7 @@ class Talk:
         if not text:
             self.dropped["empty_reply"] += 1
             return
-        speaker = self._named(name, at) if name else self.character
+        speaker = self._named(name, at) if name and self.owner != PLAIN else self.character
         if speaker is None and not name and not self._is_told:
             where, system = self._unnamed
             detail = f"{at} has no system text before it, and the file is listed under no character"
@@ -101,7 +126,7 @@ class Talk:
         """Everybody who speaks is there from the start, and always a second one."""
         speakers = dict.fromkeys(turn.speaker for turn in self.turns if turn.speaker != OTHER)
         others = (OTHER,) if len(speakers) < 2 or any(turn.speaker == OTHER for turn in self.turns) else ()
-        return Scene("", (*speakers, *others), tuple(self.turns), source=source)
+        return Scene("", (*speakers, *others), tuple(self.turns), self.scenario, source)
 
     def _named(self, name: str, at: str) -> str | None:
         """The character whose name stands beside a reply."""
@@ -121,19 +146,36 @@ def read_xtuner(value: Mapping[str, Any], talk: Talk) -> None:
     talk.faults.mapping(value, "", ("conversation",))
     for index, item in enumerate(talk.faults.items(value["conversation"], "conversation")):
         at = f"conversation[{index}]"
-        pair = talk.faults.mapping(item, at, XTUNER_TURN_KEYS)
-        system, prompt, reply = (talk.text(pair.get(key), f"{at}.{key}") for key in XTUNER_TURN_KEYS)
+        texts = _good_texts(item)
+        if texts is None:
+            pair = talk.faults.mapping(item, at, XTUNER_TURN_KEYS)
+            texts = [talk.text(pair.get(key), f"{at}.{key}") for key in XTUNER_TURN_KEYS]
+        system, prompt, reply = texts
         talk.system(system, f"{at}.system")
         talk.prompt(prompt)
         talk.reply(reply, f"{at}.output")
 
 
+def _good_texts(pair: Any) -> list[str] | None:
+    """The three texts of a pair, or None where anything has to be looked at closely. For speed: most have no fault."""
+    if type(pair) is not dict or not pair.keys() <= _XTUNER_KEYS:
+        return None
+    texts = []
+    for key in XTUNER_TURN_KEYS:
+        text = pair.get(key, "")
+        if type(text) is not str or BAD_CHARACTER.search(text):
+            return None
+        texts.append(text.strip())
+    return texts
+
+
 def read_messages(value: Mapping[str, Any], talk: Talk) -> None:
     """OpenAI's format, and ShareGPT's: a list of messages, each with a role and a text, by the keys of either."""
-    key = "messages" if "messages" in value else "conversations"
+    key = next(key for key in MESSAGE_LISTS if key in value)
     # Some sets repeat the first prompt beside its messages.
-    talk.faults.mapping(value, "", (key, "system", "tools", *NOTE_KEYS, *(["prompt"] if key == "messages" else [])))
-    if value.get("tools"):
+    known = (key, "system", "tools", "functions", *NOTE_KEYS, *(["prompt"] if key == "messages" else []))
+    talk.faults.mapping(value, "", known)
+    if value.get("tools") or value.get("functions"):
         talk.faults.add("tool-message", "tools are offered here")
     talk.system(talk.text(value.get("system"), "system"), "system")
     _read_message_list(value[key], key, talk)
@@ -157,9 +199,13 @@ def _read_message(message: Mapping[str, Any], at: str, talk: Talk) -> None:
     if meant == TOOL or message.get("tool_calls") or message.get("function_call"):
         faults.add("tool-message", f"{at} calls a tool or is its answer")
         return
-    text_key = _one_of(message, ("content", "value"), f"{at} has", talk)
+    text_key = _one_of(message, MESSAGE_TEXT_KEYS, f"{at} has", talk)
     text = _content(message.get(text_key), f"{at}.{text_key}", talk)
     name = faults.name(message.get("name"), f"{at}.name", optional=True)
+    if len(message) > 2:
+        _look_at_more(message, at, talk)
+    if message.get("loss") not in (None, True):
+        faults.add("wrong-type", f"{at}.loss is not true: a reply is learnt, or it is not there")
     if message.get("weight") not in (None, 1):
         faults.add("wrong-type", f"{at}.weight is not 1: a reply is learnt, or it is not there")
     if meant == SYSTEM:
@@ -172,6 +218,14 @@ def _read_message(message: Mapping[str, Any], at: str, talk: Talk) -> None:
         talk.reply(text, at, role)
     elif role:
         faults.add("wrong-type", f"{at}.{role_key} is {ascii_name(role)}: {nearest(role, ROLES)}")
+
+
+def _look_at_more(message: Mapping[str, Any], at: str, talk: Talk) -> None:
+    """What a message has beside its role and text: thoughts are counted, pictures and sounds are refused."""
+    if thoughts := sum(1 for key in REASONING_KEYS if message.get(key)):
+        talk.dropped["inner_thought"] += thoughts
+    if more := [key for key in NULL_KEYS if message.get(key)]:
+        talk.faults.add("wrong-type", f"{at} has more than text: {', '.join(more)}")
 
 
 def _one_of(value: Mapping[str, Any], keys: tuple[str, ...], who_has: str, talk: Talk) -> str:
@@ -226,7 +280,20 @@ FORMATS: dict[str, tuple[str, Callable[[Mapping[str, Any], Talk], None]]] = {
     "conversation": ("xtuner", read_xtuner),
     "messages": ("messages", read_messages),
     "conversations": ("sharegpt", read_messages),
+    "dialog": ("sharegpt", read_messages),
+    "dialogue": ("sharegpt", read_messages),
+    "items": ("sharegpt", read_messages),
     "instruction": ("alpaca", read_exchange),
     "prompt": ("prompt-completion", read_exchange),
     "query": ("prompt-completion", read_exchange),
 }
+
+
+def format_of(value: Mapping[str, Any], key: str) -> tuple[str, Callable[[Mapping[str, Any], Talk], None]]:
+    """The format (its name, and who reads it) that the key of a line tells; some ShareGPT sets use XTuner's key."""
+    if key == "conversation":
+        items = value[key]
+        first = items[0] if isinstance(items, list) and items else None
+        if isinstance(first, dict) and ("from" in first or "role" in first):
+            return FORMATS["conversations"]
+    return FORMATS[key]

@@ -7,8 +7,9 @@ Our own format is here; those of others, told apart by the keys of each line, ar
 
     {"id", "participants", "scenario", "turns": [{"speaker", "text"} | {"enter": NAME}, ...]}
 
-A file may also be one JSON array of any of them (`array.py`), one chat of SillyTavern (`chat.py`), or a play script
-(`script.py`). First in the flow: `collect.py` takes what comes out, finds duplicates and gives every scene an id.
+A file may also be one JSON array of any of them (`array.py`), one object (`objects.py`), one chat of SillyTavern
+(`chat.py`), a play script (`script.py`), a text as ChatHaruhi writes it (`haruhi.py`), or a table (`columns.py`); books
+of CoSER (`coser.py`) hold many scenes. `detect.py` tells which. First in the flow: what comes out goes on to building.
 """
 
 from __future__ import annotations
@@ -16,22 +17,34 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrp.cast import Cast
-from mrp.data.array import is_json_array, read_json_array
+from mrp.cast import PLAIN, Cast
+from mrp.data import coser
+from mrp.data.array import read_json_array
 from mrp.data.chat import FORMAT as CHAT_FORMAT
-from mrp.data.chat import Part, is_chat, read_chat
-from mrp.data.formats import EXCHANGE_KEYS, FORMATS, Talk
+from mrp.data.chat import Part, read_chat
+from mrp.data.columns import choose_columns, table_records
+from mrp.data.csvfile import read_csv
+from mrp.data.detect import Kind, detect
+from mrp.data.formats import EXCHANGE_KEYS, FORMATS, Talk, format_of
+from mrp.data.haruhi import FORMAT as HARUHI_FORMAT
+from mrp.data.haruhi import read_haruhi
+from mrp.data.objects import read_json_objects
+from mrp.data.parquet import column_names, read_parquet
 from mrp.data.record import Faults, Names, Rejected, ascii_name
 from mrp.data.script import FORMAT as SCRIPT_FORMAT
-from mrp.data.script import is_script, read_script
-from mrp.dialogue import JsonLine, Scene, Turn, read_json_lines
+from mrp.data.script import read_script
+from mrp.data.stream import TOO_LONG, is_packed
+from mrp.data.window import Places
+from mrp.dialogue import JsonLine, Scene, Span, Turn, read_json_lines
+from mrp.errors import InputError, nearest
 
 OWN_FORMAT, OWN_KEY = "scene", "turns"
+TELLING_KEYS = (*FORMATS, OWN_KEY)  # one of them tells the format of a line
 SCENE_KEYS = ("id", "participants", "scenario", "turns", "chapter", "title", "source")
 NOTE_KEYS = ("chapter", "title", "source")  # for people; read past
 TURN_KEYS = ("speaker", "role", "text", "enter")
@@ -63,20 +76,55 @@ def read_dialogues(
         yield line.result
 
 
-def read_lines(path: Path, cast: Cast | None, owner: str | None = None, name: str = "") -> Iterator[ReadLine]:
-    """As `read_dialogues`, with the text of each line and the count of what was left out of it."""
-    names = Names(cast)
-    if is_chat(path):
+def lines_stand_alone(path: Path) -> bool:
+    """True for a plain file whose lines are dialogues each for itself: it may be read in parts."""
+    return detect(path) == "lines" and not is_packed(path)
+
+
+def read_lines(
+    path: Path,
+    cast: Cast | None,
+    owner: str | None = None,
+    name: str = "",
+    span: Span | None = None,
+    columns: Mapping[str, str] | None = None,
+    nobody: str | None = None,
+) -> Iterator[ReadLine]:
+    """As `read_dialogues`, with the text of each line and the count of what was left out of it.
+
+    `span` is a part of a file whose lines stand alone; such a part may be empty. `columns` says what the columns of a
+    table mean (`columns.KNOWN` -> name). `nobody` is whose the replies are where nothing says it.
+    """
+    names = Names(cast, nobody)
+    if span:
+        yield from _read_records(_numbered(read_json_lines(path, span)), names, owner, name or str(path))
+        return
+    kind = detect(path)
+    if kind == "chat":
         yield from _part_lines(read_chat(path, names, owner, name or str(path)), names, CHAT_FORMAT)
-        return
-    if is_script(path):
+    elif kind == "script":
         yield from _part_lines(read_script(path, names, name or str(path)), names, SCRIPT_FORMAT)
-        return
-    for place, line in _records(path):
-        source = f"{name or path}:{place}"
+    elif kind == "haruhi":
+        yield from _part_lines(read_haruhi(path, names, name or str(path)), names, HARUHI_FORMAT)
+    elif kind in ("csv", "parquet"):
+        yield from _table_lines(path, kind, names, owner, name or str(path), columns)
+    else:
+        yield from _read_records(_records(path, kind), names, owner, name or str(path))
+
+
+def _read_records(
+    records: Iterable[tuple[str, JsonLine]], names: Names, owner: str | None, file: str
+) -> Iterator[ReadLine]:
+    books: Places | None = None
+    for place, line in records:
+        source = f"{file}:{place}"
         dropped: Counter[str] = Counter()
         faults = Faults()
         value = _value(line, faults)
+        if coser.is_coser(value):
+            books = books or Places()
+            yield from _book_lines(value, line, books, names, file)
+            continue
         kind, scene = _scene(value, names, owner, source, faults, dropped)
         if faults.found:
             yield ReadLine(line.text, faults.rejected(source, line.text), Counter(), kind)
@@ -102,11 +150,81 @@ def _need_reply(scene: Scene, names: Names, faults: Faults) -> None:
         faults.add("no-reply", "no character says anything here")
 
 
-def _records(path: Path) -> Iterator[tuple[str, JsonLine]]:
-    """The lines of a file, or the elements of the array that it is, each with its place in the file."""
-    if is_json_array(path):
+def _book_lines(value: Any, line: JsonLine, places: Places, names: Names, file: str) -> Iterator[ReadLine]:
+    """Each conversation of a book (or a part of one) as if it were a line: 12, 12#2, ..."""
+    around = Faults()  # of what stands around the conversations
+    is_empty = True
+    for at, conversation in coser.conversations(value, around):
+        is_empty = False
+        source = f"{file}:{places.next(line.number)}"
+        faults, dropped = Faults(), Counter[str]()
+        scene = coser.read_conversation(conversation, at, names, source, faults, dropped)
+        _need_reply(scene, names, faults)
+        text = coser.shown(conversation)
+        if faults.found:
+            yield ReadLine(text, faults.rejected(source, text), Counter(), coser.FORMAT)
+        else:
+            yield ReadLine(text, scene, +dropped, coser.FORMAT)
+    if is_empty and not around.found:
+        around.add("no-reply", "no conversation is in it")
+    if around.found:
+        source = f"{file}:{places.next(line.number)}"
+        yield ReadLine(line.text, around.rejected(source, line.text), Counter(), coser.FORMAT)
+
+
+def _table_lines(
+    path: Path, kind: Kind, names: Names, owner: str | None, file: str, given: Mapping[str, str] | None
+) -> Iterator[ReadLine]:
+    """The dialogues of a table, by the line (CSV) or the number of the row (Parquet) on which they begin."""
+    if kind == "csv":
+        column_list, rows = read_csv(path)
+        columns = choose_columns(column_list, given, str(path))
+    else:
+        columns = choose_columns(column_names(path), given, str(path))
+        rows = read_parquet(path, list(dict.fromkeys(columns.of.values())))
+    if names.is_open and "character" in columns.of:
+        names = Names(None, names.nobody or "")  # a system text beside the character's name is no other name
+    is_empty = True
+    for record in table_records(rows, columns):
+        is_empty = False
+        source = f"{file}:{record.line}"
+        faults, dropped = Faults(), Counter[str]()
+        if record.fault:
+            faults.add(*record.fault)
+        who = owner if record.who is None else _who(record.who, names, owner, faults)
+        _, scene = _scene(record.value, names, who, source, faults, dropped)
+        if faults.found:
+            yield ReadLine(record.text, faults.rejected(source, record.text), Counter(), kind)
+        else:
+            yield ReadLine(record.text, scene, dropped, kind)
+    if is_empty:
+        raise InputError("the table has no rows", str(path), "put dialogues in it, or take it out of `dialogues:`")
+
+
+def _who(cell: Any, names: Names, owner: str | None, faults: Faults) -> str | None:
+    """Whose the replies of a row are, as its column for the character says."""
+    name = faults.name(cell, "the character")
+    named = names.character(name) if name else None
+    if owner == PLAIN:
+        return owner
+    if name and named is None:
+        faults.add("unknown-character", f"the character is {ascii_name(name)}: {nearest(name, names.known)}")
+    elif owner is not None and named not in (None, owner):
+        faults.add("other-character", f"the character is {ascii_name(name)}, but the file is listed under {owner!r}")
+    return owner or named
+
+
+def _records(path: Path, kind: Kind) -> Iterator[tuple[str, JsonLine]]:
+    """The lines of a file, or the parts of the JSON value that it is, each with its place in the file."""
+    if kind == "array":
         return read_json_array(path)
-    return ((str(line.number), line) for line in read_json_lines(path))
+    if kind == "object":
+        return read_json_objects(path, coser.STREAMED)
+    return _numbered(read_json_lines(path))
+
+
+def _numbered(lines: Iterable[JsonLine]) -> Iterator[tuple[str, JsonLine]]:
+    return ((str(line.number), line) for line in lines)
 
 
 def _value(line: JsonLine, faults: Faults) -> Any:
@@ -117,7 +235,7 @@ def _value(line: JsonLine, faults: Faults) -> Any:
     """
     if not line.fault:
         return line.value
-    if _SURROGATE_ESCAPE.search(line.text):
+    if line.fault != TOO_LONG and _SURROGATE_ESCAPE.search(line.text):
         try:
             value = json.loads(line.text)
             json.dumps(value, ensure_ascii=False).encode()
@@ -125,7 +243,7 @@ def _value(line: JsonLine, faults: Faults) -> Any:
             return value
         except (ValueError, RecursionError):
             pass
-    faults.add("broken-json", line.fault)
+    faults.add("too-long" if line.fault == TOO_LONG else "broken-json", line.fault)
     return None
 
 
@@ -133,20 +251,20 @@ def _scene(
     value: Any, names: Names, owner: str | None, source: str, faults: Faults, dropped: Counter[str]
 ) -> tuple[str, Scene]:
     """The format of a line's value, and the scene that it holds; what is wrong with it is in `faults`."""
-    nothing = Scene("", (), (), source=source)
-    if faults.found:
-        return "", nothing
-    key = next((key for key in (*FORMATS, OWN_KEY) if isinstance(value, dict) and key in value), "")
-    if not key:
+    key = next((key for key in TELLING_KEYS if key in value), "") if isinstance(value, dict) else ""
+    if faults.found or not key:
+        nothing = Scene("", (), (), source=source)
+        if faults.found:
+            return "", nothing
         faults.mapping(value, "", (*FORMATS, *SCENE_KEYS, *EXCHANGE_KEYS))
         if not faults.found:  # known keys, but nothing said
-            faults.add("wrong-type", f"the line has none of the keys {', '.join((*FORMATS, OWN_KEY))}")
+            faults.add("wrong-type", f"the line has none of the keys {', '.join(TELLING_KEYS)}")
         return "", nothing
     if key == OWN_KEY:
         kind = OWN_FORMAT
         scene = _own_scene(value, names, source, faults, dropped)
     else:
-        kind, read = FORMATS[key]
+        kind, read = format_of(value, key)
         talk = Talk(names, owner, faults, dropped)
         read(value, talk)
         scene = talk.scene(source)

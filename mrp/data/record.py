@@ -17,9 +17,12 @@ from mrp.errors import InputError, nearest
 
 SHOWN_TEXT = 2000  # characters of a rejected line that are kept beside its reason
 SHOWN_FAULTS = 5  # of one line
+LONGEST_NAME, MOST_WORDS = 40, 5  # of what is taken for a name where no cast says so
 
 REASONS = {  # why a line is not used -> how to mend it
     "broken-json": "write one JSON object a line, in UTF-8",
+    "broken-row": "give the row as many columns as the head has, and close its quotes",
+    "too-long": "part it into several dialogues",
     "wrong-type": "correct the value, or delete the line",
     "unknown-key": "rename the key or delete it",
     "bad-text": "take the control characters or lone surrogates out of the text",
@@ -34,7 +37,8 @@ REASONS = {  # why a line is not used -> how to mend it
 }
 
 # Everything in Unicode's class Cc but tab and line feed, and halves of surrogate pairs (which UTF-8 cannot write).
-_BAD_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+BAD_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_NO_NAME = re.compile(r"[\n,;:!?。，；：！？]|\.$|^(?i:you are|you're|act as)\b|^你是|^你现在是|^请")
 _JSON_TYPES: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -102,7 +106,7 @@ class Faults:
                 self._wrong(value, at, "a text")
             return ""
         text = value.replace("\r\n", "\n")
-        bad = _BAD_CHARACTER.search(text)
+        bad = BAD_CHARACTER.search(text)
         if bad:
             self.add("bad-text", f"{at} contains U+{ord(bad.group()):04X}")
             return ""
@@ -128,13 +132,20 @@ class Faults:
 class Names:
     """Who is meant by a name: an id of the cast, `OTHER`, or somebody outside the cast (the name as written).
 
-    Without a cast every name is taken as it is, and everybody but `OTHER` counts as a character.
+    Without a cast every name is taken as it is, and everybody but `OTHER` counts as a character. `nobody` is whose the
+    replies are where nothing says it.
     """
 
-    def __init__(self, cast: Cast | None) -> None:
+    def __init__(self, cast: Cast | None, nobody: str | None = None) -> None:
+        self.nobody = nobody
         self._ids = {name.strip().casefold(): c.id for c in cast for name in c.names} if cast else None
         self.known = sorted(name for c in cast for name in c.names) if cast else []
         self._personas = {cast.persona(c.id): c.id for c in cast} if cast else {}
+
+    @property
+    def is_open(self) -> bool:
+        """True without a cast."""
+        return self._ids is None
 
     def speaker(self, name: str) -> str:
         folded = name.casefold()
@@ -151,11 +162,39 @@ class Names:
         """The id of the character whose name or persona a system text is, or None."""
         return self.character(text) or self._personas.get(text)
 
+    def identity_and_scenario(self, text: str) -> tuple[str | None, str]:
+        """As `identity`, with the scenario that may stand below the name or persona, after an empty line.
+
+        Where nobody is named, and without a cast nothing else can know it, all of it is the scenario if the replies are
+        `nobody`'s.
+        """
+        is_free = self._ids is None and self.nobody is not None
+        if not is_free and "\n\n" not in text:
+            return self.identity(text), ""
+        if self._ids is not None and (named := self.identity(text)):
+            return named, ""
+        end = 0
+        while (end := text.find("\n\n", end + 1)) > 0:
+            head = text[:end]
+            named = self.identity(head) if not is_free or is_like_a_name(head) else None
+            if named:
+                return named, text[end:].strip()
+            if self._ids is None:
+                break
+        if is_free:
+            return (text, "") if is_like_a_name(text) else (None, text)
+        return self.identity(text), ""
+
     def is_character(self, speaker: str) -> bool:
         """True for an id that `speaker` gave back, if it is one of the cast."""
         if self._ids is None:
             return speaker != OTHER
         return self._ids.get(speaker.casefold()) == speaker
+
+
+def is_like_a_name(text: str) -> bool:
+    """True for a text that can be the name of somebody: one short line, no sentence."""
+    return len(text) <= LONGEST_NAME and len(text.split()) <= MOST_WORDS and not _NO_NAME.search(text)
 
 
 def ascii_name(text: str) -> str:

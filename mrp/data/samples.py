@@ -11,13 +11,17 @@ Roles and token ids are made from it when they are needed (`data/view.py`, `rend
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrp.cast import Cast
-from mrp.dialogue import Turn, read_json_lines
+import numpy as np
+
+from mrp.config import Run
+from mrp.data.order import mixed, permutation
+from mrp.data.sources import dialogue_files
+from mrp.dialogue import Scene, Turn, read_json_lines
 from mrp.errors import InputError, MrpError, raise_all
 
 FIELDS = {"id", "character", "scene", "participants", "turns", "source"}
@@ -38,15 +42,23 @@ class Sample:
     scenario: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        turns = [
-            {"enter": turn.speaker} if turn.enters else {"speaker": turn.speaker, "text": turn.text, "loss": loss}
-            for turn, loss in zip(self.turns, self.loss, strict=True)
-        ]
-        row: dict[str, Any] = {"id": self.id, "character": self.character, "scene": self.scene}
-        row |= {"participants": list(self.participants), "turns": turns, "source": self.source}
-        if self.scenario:
-            row["scenario"] = self.scenario
-        return row
+        scene = Scene("", self.participants, (), self.scenario, self.source)
+        return sample_row(self.id, self.character, self.scene, scene, self.turns, self.loss)
+
+
+def sample_row(
+    sample_id: str, character: str, scene_id: str, scene: Scene, turns: Sequence[Turn], loss: Sequence[bool]
+) -> dict[str, Any]:
+    """A sample as it is written: what `turns` of a scene show to `character`, and which of them are learnt."""
+    rows = [
+        {"enter": turn.speaker} if turn.enters else {"speaker": turn.speaker, "text": turn.text, "loss": learnt}
+        for turn, learnt in zip(turns, loss, strict=True)
+    ]
+    row: dict[str, Any] = {"id": sample_id, "character": character, "scene": scene_id}
+    row |= {"participants": scene.participants, "turns": rows, "source": scene.source}
+    if scene.scenario:
+        row["scenario"] = scene.scenario
+    return row
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -79,28 +91,42 @@ def _sample(row: dict[str, Any]) -> Sample:
     )
 
 
-def in_order(samples: Iterable[Sample], order: str, seed: int, epoch: int) -> list[Sample]:
-    """The order in which an epoch trains samples; epoch 0 of it is the order of `train.jsonl`.
+def order_key(seed: int, epoch: int, sample_id: str) -> int:
+    """64 bits by which a sample finds its place in an epoch. A copy (ID#2) has a key made of its sample's."""
+    base, mark, copy = sample_id.rpartition("#")
+    if mark and "@" in base and copy.isdecimal():
+        return int(mixed(order_key(seed, epoch, base), int(copy)))
+    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}:{sample_id}".encode()).digest()[:8], "big")
 
-    sequential: as given. shuffled: by a hash of (seed, epoch, id), so the same on every machine and for every
-    library version, and new in each epoch.
+
+def in_order(samples: Iterable[Sample], run: Run, epoch: int) -> list[Sample]:
+    """The order in which an epoch of the run trains samples; epoch 0 of it is the order of `train.jsonl`.
+
+    `samples` come in any order. One that is seen again in an epoch (`order.permutation`, blocked) is in the result
+    more than once.
     """
-    rows = list(samples)
-    if order == "sequential":
-        return rows
-    return sorted(rows, key=lambda s: hashlib.sha256(f"{seed}:{epoch}:{s.id}".encode()).digest())
+    options, seed = run.config.data, run.config.seed
+    rows = natural_order(samples, run)
+    places = {c.id: k for k, c in enumerate(run.cast)}
+    character = np.array([places.get(s.character, len(places)) for s in rows], np.int64)
+    key = np.array([order_key(seed, epoch, s.id) for s in rows], np.uint64)
+    return [rows[number] for number in permutation(options.order, character, key, options.replay)]
 
 
-def natural_order(samples: Iterable[Sample], cast: Cast) -> list[Sample]:
-    """Character after character, each with its files and lines as the cast and its files are written."""
-    characters = {c.id: k for k, c in enumerate(cast)}
+def natural_order(samples: Iterable[Sample], run: Run) -> list[Sample]:
+    """Each sample once, character after character, each with its files and lines as the cast and its files are
+    written, then what mrp made itself, then copies; after all characters the plain replies, which are nobody's.
+    """
+    characters = {c.id: k for k, c in enumerate(run.cast)}
     files: dict[str, int] = {}
-    for name in [*(f for c in cast for f in c.dialogues), *cast.dialogues]:
-        files.setdefault(name, len(files))
+    for file in dialogue_files(run):
+        files.setdefault(file.name, len(files))
 
-    def place(sample: Sample) -> tuple[int, int, int, int]:
+    def place(sample: Sample) -> tuple[int, int, int, int, int, str]:
         file, _, at = sample.source.rpartition(":")
         line, _, number = at.partition("#")  # LINE, or LINE#NUMBER for one of several on a line
-        return characters[sample.character], files.get(file, len(files)), int(line), int(number or 1)
+        copy = sample.id[len(f"{sample.scene}@{sample.character}#") :]
+        where = files.get(file, len(files)), int(line), int(number or 0)
+        return characters.get(sample.character, len(characters)), int(copy or 1), *where, sample.id
 
-    return sorted(samples, key=place)
+    return sorted({sample.id: sample for sample in samples}.values(), key=place)

@@ -4,6 +4,8 @@
     [Message("system", "You are Sun Wukong, ..."), Message("user", "Who are you?"), Message("assistant", "Ha!", True)]
 
 Training and play both come through `_messages`, so what play shows before a reply is what training saw before it.
+The model itself (`cast.PLAIN`, whose replies general chat data are) has no persona, and no setting of the cast: its
+view has a system message only where the scene brings a scenario, which is then the whole of it.
 `render.py` turns messages into token ids.
 """
 
@@ -13,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mrp.cast import OPENING, Cast
+from mrp.cast import OPENING, PLAIN, Cast
 from mrp.dialogue import Turn
 
 Role = Literal["system", "user", "assistant"]
@@ -48,7 +50,7 @@ def view(
     are. Without an own line there is the system message alone.
     """
     messages = _messages(turns, loss, participants, character, cast, scenario)
-    while messages[-1].role == USER:
+    while messages and messages[-1].role == USER:
         messages.pop()
     return messages
 
@@ -68,15 +70,23 @@ def view_for_reply(
 
 
 def system_text(cast: Cast, character: str, scenario: str = "") -> str:
-    """The system message: the identity block, then (after an empty line) the scene's scenario, else the cast's."""
+    """The system message: the identity block, then (after an empty line) the scene's scenario, else the cast's.
+
+    Of `PLAIN`: the scene's scenario alone; "" stands for no system message.
+    """
+    if character == PLAIN:
+        return scenario.strip()
     setting = _setting(cast, scenario)
     identity = cast.persona(character)
     return f"{identity}\n\n{setting}" if setting else identity
 
 
-def opening_text(cast: Cast, scenario: str = "") -> str:
-    """What stands as the first user message where a template does not let the character open the scene."""
-    return _setting(cast, scenario) or OPENING[cast.language]
+def opening_text(cast: Cast, scenario: str = "", character: str = "") -> str:
+    """What stands as the first user message where a template does not let the character open the scene.
+
+    "" for `PLAIN`: the renderer then takes a word of its own.
+    """
+    return "" if character == PLAIN else _setting(cast, scenario) or OPENING[cast.language]
 
 
 def _setting(cast: Cast, scenario: str) -> str:
@@ -92,7 +102,8 @@ def _messages(
     scenario: str,
 ) -> list[Message]:
     """Every line as (part of) a message. A line is shown by what came before it, never by what comes after."""
-    messages = [Message(SYSTEM, system_text(cast, character, scenario))]
+    system = system_text(cast, character, scenario)
+    messages = [Message(SYSTEM, system)] if system else []
     present = set(participants)
     before: tuple[str, bool] | None = None  # the speaker of the line before, and whether it carried a name
     for turn, learnt in zip(turns, loss, strict=True):
@@ -106,8 +117,8 @@ def _messages(
             text = f"{cast.display_name(turn.speaker)}{NAME_MARK[cast.language]}{text}"
         before = (turn.speaker, named)
         role = ASSISTANT if own else USER
-        last = messages[-1]
-        if last.role == role:
+        last = messages[-1] if messages else None
+        if last and last.role == role:
             messages[-1] = Message(role, f"{last.text}\n{text}", last.loss and own and learnt)
         else:
             messages.append(Message(role, text, own and learnt))

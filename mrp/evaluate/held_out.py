@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mrp.cast import PLAIN
 from mrp.data.pack import pack
 from mrp.models.load import Hardware
 
@@ -69,5 +70,9 @@ def character_losses(
 
 
 def overall(losses: dict[str, Mean]) -> float:
-    """The mean over characters (each counts the same, however much it says); nan for none."""
-    return sum(m.loss for m in losses.values()) / len(losses) if losses else float("nan")
+    """The mean over characters (each counts the same, however much it says); nan for none.
+
+    General chat data is no character's: its loss, under "plain", says what the model forgets.
+    """
+    counted = [mean.loss for name, mean in losses.items() if name != PLAIN]
+    return sum(counted) / len(counted) if counted else float("nan")

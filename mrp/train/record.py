@@ -18,11 +18,11 @@ from mrp.config import Run
 from mrp.errors import InputError
 from mrp.files import fingerprint, read_json, sha256_file
 from mrp.models.bases import model_identity
+from mrp.train import full, lora
 from mrp.train.checkpoint import State
-from mrp.train.lora import CONFIG, WEIGHTS
 from mrp.train.steps import Plan
 
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes", "triton")
 NOT_TRAINING = ("base", "cast", "out", "question", "merge", "chat")  # what the adapter does not depend on by name
 NOT_RESULT = ("threads", "checkpoint_minutes")
 
@@ -30,6 +30,7 @@ NOT_RESULT = ("threads", "checkpoint_minutes")
 def training_inputs(run: Run, base: Path, template: dict[str, Any]) -> dict[str, Any]:
     """Everything that the adapter depends on, as JSON."""
     options = run.config.model_dump(exclude=set(NOT_TRAINING))
+    del options["data"]["mix_files"]  # where they lie makes no difference; the data's fingerprint knows what is in them
     options["train"] = {k: v for k, v in options["train"].items() if k not in NOT_RESULT}
     return {
         "options": options,
@@ -83,9 +84,16 @@ def versions() -> dict[str, str]:
 def finished_record(run: Run, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a training with these inputs whose adapter lies there as it was written, or None."""
     record = read_json(run.record) if run.record.is_file() else {}
-    weights = run.adapter / WEIGHTS
-    same = record.get("fingerprint") == training_fingerprint(inputs) and (run.adapter / CONFIG).is_file()
+    weights, config = trained_files(run)
+    same = record.get("fingerprint") == training_fingerprint(inputs) and config.is_file()
     return record if same and weights.is_file() and record.get("adapter_sha256") == sha256_file(weights) else None
+
+
+def trained_files(run: Run) -> tuple[Path, Path]:
+    """The weights that a training of this run writes, and the config beside them."""
+    if run.config.train.method == "full":
+        return run.merged / full.WEIGHTS, run.merged / full.CONFIG
+    return run.adapter / lora.WEIGHTS, run.adapter / lora.CONFIG
 
 
 def realised_order(log: Path) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
     }
     return {
         "fingerprint": training_fingerprint(state.inputs),
-        "adapter_sha256": sha256_file(run.adapter / WEIGHTS),
+        "adapter_sha256": sha256_file(trained_files(run)[0]),
         "options": run.config.model_dump(),
         "origins": run.origins,
         "data": state.inputs["data"] | made_of,

@@ -13,11 +13,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mrp.cast import Cast
+from mrp.cast import PLAIN, Cast
 from mrp.config import Run, TrainOptions
-from mrp.data.build import HELD_OUT, MANIFEST, TRAIN
+from mrp.data.manifest import HELD_OUT, MANIFEST, TRAIN
 from mrp.data.pack import pack
-from mrp.data.samples import Sample, in_order, natural_order, read_samples
+from mrp.data.samples import Sample, in_order, read_samples
 from mrp.data.split import held_out_scenes
 from mrp.errors import InputError
 from mrp.files import read_json
@@ -87,7 +87,7 @@ def plan_training(run: Run, template: ChatTemplate, world: int = 1, packed: bool
     for name, part in (("train", samples), ("dev", dev_samples), ("held-out", held)):
         items[name], too_long = render_all(part, template, run.cast, options.max_tokens)
         left_out += [{"set": name} | entry for entry in too_long]
-    steps = plan_steps(samples, items["train"], options, run.config.data.order, seed, world, packed)
+    steps = plan_steps(samples, items["train"], run, world, packed)
     if not steps:
         fix = "raise train.max_tokens, or add dialogues"
         raise InputError("there is nothing to train: no sample fits", str(run.data / TRAIN), fix)
@@ -104,11 +104,11 @@ def _check_data(run: Run, samples: Iterable[Sample]) -> None:
     fix = f"mrp data build {run.path}"
     manifest = read_json(run.data / MANIFEST)
     built = manifest["options"] | {"seed": manifest["seed"]}
-    asked = run.config.data.model_dump(exclude={"order"}) | {"seed": run.config.seed}
+    asked = run.config.data.model_dump(exclude={"order", "replay", "mix_files"}) | {"seed": run.config.seed}
     changed = [f"{key} was {built[key]}, is {value}" for key, value in asked.items() if built.get(key, value) != value]
     if changed:
         raise InputError(f"the data was built with other options: {', '.join(changed)}", str(run.data / MANIFEST), fix)
-    strangers = sorted({s.character for s in samples} - {c.id for c in run.cast})
+    strangers = sorted({s.character for s in samples} - {c.id for c in run.cast} - {PLAIN})
     if strangers:
         raise InputError(f"the data has samples of {', '.join(strangers)}, not in the cast", str(run.data), fix)
 
@@ -118,16 +118,21 @@ def _in_order_asked(run: Run, samples: list[Sample]) -> list[Sample]:
     order = run.config.data.order
     if read_json(run.data / MANIFEST)["options"]["order"] == order:
         return samples
-    return in_order(natural_order(samples, run.cast), order, run.config.seed, 0)
+    return in_order(samples, run, 0)
 
 
 def _dev_slice(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """The samples to train and those kept aside to choose the best epoch (whole scenes; not the held-out ones)."""
+    """The samples to train and those kept aside to choose the best epoch (whole scenes; not the held-out ones).
+
+    General chat data is trained whole: the epoch is chosen by how well the characters are played.
+    """
     speakers: dict[str, list[str]] = {}
     for sample in samples:
-        speakers.setdefault(sample.scene, []).append(sample.character)
+        if sample.character != PLAIN:
+            speakers.setdefault(sample.scene, []).append(sample.character)
     chosen = held_out_scenes(speakers, share, seed, "dev")
-    return [s for s in samples if s.scene not in chosen], [s for s in samples if s.scene in chosen]
+    dev = {s.id: s for s in samples if s.scene in chosen}  # one that is seen again is measured once
+    return [s for s in samples if s.scene not in chosen], list(dev.values())
 
 
 def render_all(
@@ -153,17 +158,16 @@ def render_all(
 def plan_steps(
     samples: Sequence[Sample],
     items: dict[str, list[Item]],
-    options: TrainOptions,
-    order: str,
-    seed: int,
+    run: Run,
     world: int,
     packed: bool = True,
 ) -> list[Step]:
     """All steps of a training. `samples` are in the order of epoch 0 (the order of the file)."""
+    options = run.config.train
     rows_a_step = options.micro_batch * options.accumulation * world
     steps: list[Step] = []
     for epoch in range(options.epochs):
-        ordered = samples if epoch == 0 else in_order(samples, order, seed, epoch)
+        ordered = samples if epoch == 0 else in_order(samples, run, epoch)
         flat = [item for sample in ordered for item in items[sample.id]]
         lengths = [len(item.rendered.input_ids) for item in flat]
         numbers = pack(lengths, options.max_tokens) if packed else [[index] for index in range(len(flat))]

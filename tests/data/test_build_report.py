@@ -7,7 +7,8 @@ from pathlib import Path
 from heard import Heard
 
 from mrp.config import load_run
-from mrp.data.build import SHOWN_REJECTED, build_data
+from mrp.data.build import build_data
+from mrp.data.manifest import SHOWN_REJECTED
 from mrp.dialogue import read_json_lines
 
 GOOD = '{"turns":[{"speaker":"other","text":"Hi"},{"speaker":"ada","text":"Yes."}]}\n'

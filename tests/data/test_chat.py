@@ -116,3 +116,15 @@ def test_built_beside_other_files(make_run: Callable[..., Run]) -> None:
     manifest = build_data(run)
     assert manifest["totals"]["formats"] == {"sillytavern": 1, "xtuner": 6}
     assert manifest["characters"]["wukong"]["train"]["replies"] == 2
+
+
+def test_long_chat_is_parted_and_a_line_that_is_too_long_rejected(
+    write: Write, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mrp.data.chat.MAX_LINE_BYTES", 3000)
+    monkeypatch.setattr("mrp.data.stream.MAX_LINE_BYTES", 2**20)
+    rows = [HEAD, *(said("Monkey King", f"{k} " + "x" * 1000) for k in range(7)), said("Ann", "x" * 2**21), CHAT[1]]
+    results = [line.result for line in read_lines(write("chat.jsonl", rows), cast, name="c")]
+    turns = [len(result.turns) if isinstance(result, Scene) else result.reason for result in results]
+    assert turns == [3, 3, 1, "too-long", 1]
+    assert [result.source for result in results] == ["c:1", "c:5", "c:8", "c:9", "c:10"]

@@ -339,7 +339,7 @@ def test_built_from_an_array(make_run: Callable[..., Run]) -> None:
     manifest = build_data(run)
     assert manifest["totals"]["kept"] == 24
     assert manifest["inputs"][0]["formats"] == {"xtuner": 12}
-    samples = natural_order(read_samples(run.data / "train.jsonl"), run.cast)
+    samples = natural_order(read_samples(run.data / "train.jsonl"), run)
     mine = [s.source for s in samples if s.character == "tang"]
     assert mine == sorted(mine, key=lambda source: int(source.partition("#")[2] or 1))
     assert len({s.scene for s in samples}) == len(samples)

@@ -134,3 +134,17 @@ def test_real_play(shared: Path) -> None:
     kept = sum(len(said(line)) for line in read_lines(path, None))
     blocks = re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
     assert kept + report.dropped["empty_reply"] == len(blocks)
+
+
+@pytest.mark.parametrize("long", ["x" * 3000, "\n".join(["x"] * 60), "bajie: " + "y" * 3000])
+def test_paragraph_that_is_too_long_is_rejected_alone(
+    tmp_path: Path, cast: Cast, monkeypatch: pytest.MonkeyPatch, long: str
+) -> None:
+    monkeypatch.setattr("mrp.data.script.MAX_LINE_BYTES", 2000)
+    one, rejected, two = (line.result for line in read(tmp_path, cast, f"tang:\nPeace.\n\n{long}\n\ntang:\nGo.\n"))
+    assert isinstance(one, Scene) and isinstance(rejected, Rejected) and isinstance(two, Scene)
+    assert (rejected.source, rejected.reason, two.source) == (
+        "play.txt:4",
+        "too-long",
+        "play.txt:6" if "\n" not in long else two.source,
+    )

@@ -16,15 +16,19 @@ from mrp.train.loop import train
 MakeRun = Callable[..., Run]
 
 
-@pytest.mark.parametrize("order", ["sequential", "shuffled"])
-def test_the_order_asked_for_is_the_order_trained(make_run: MakeRun, order: str) -> None:
-    run = make_run(order=order)
+@pytest.mark.parametrize(
+    ("order", "replay"),
+    [("sequential", 0.0), ("shuffled", 0.0), ("round-robin", 0.0), ("blocked", 0.0), ("blocked", 0.4)],
+)
+def test_the_order_asked_for_is_the_order_trained(make_run: MakeRun, order: str, replay: float) -> None:
+    run = make_run(order=order, replay=replay)
     record = train(run)
     dev = set(record["data"]["dev_scenes"])
     asked = [s for s in train_samples(run) if s.scene not in dev]
     assert trained_ids(run, 1) == [s.id for s in asked]
-    assert trained_ids(run, 2) == [s.id for s in in_order(asked, order, 0, 1)]
+    assert trained_ids(run, 2) == [s.id for s in in_order(asked, run, 1)]
     assert (trained_ids(run, 1) == trained_ids(run, 2)) == (order == "sequential")
+    assert (len(set(trained_ids(run, 1))) < len(trained_ids(run, 1))) == bool(replay)
     trained = trained_ids(run)
     digest = hashlib.sha256("".join(f"{i}\n" for i in trained).encode()).hexdigest()
     assert record["order"] == {

@@ -63,6 +63,7 @@ def write_run(
     folder: Path,
     base: Path,
     order: str = "shuffled",
+    replay: float = 0.0,
     seed: int = 0,
     own: int = 9,
     shared: int = 3,
@@ -80,7 +81,7 @@ def write_run(
         for who, (full, persona, _) in PEOPLE.items()
     ]
     cast = {"characters": characters, "dialogues": ["together.jsonl"] if scenes["together.jsonl"] else []}
-    options = {"base": str(base), "seed": seed, "data": {"order": order}, "train": FAST | train_options}
+    options = {"base": str(base), "seed": seed, "data": {"order": order, "replay": replay}, "train": FAST | train_options}
     (folder / "cast.yaml").write_text(yaml.safe_dump(cast), encoding="utf-8")
     (folder / "mrp.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
     run = load_run(folder / "mrp.yaml")
