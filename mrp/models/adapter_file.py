@@ -21,6 +21,7 @@ import torch
 
 from mrp.errors import InputError, MrpError, raise_all
 from mrp.files import read_json
+from mrp.models.internlm2_layout import llama_modules
 from mrp.models.shards import FLOATS, StoredTensor, read_header, read_matrix
 from mrp.train.lora import check_adapter_folder
 
@@ -82,7 +83,8 @@ def read_adapter(folder: Path, base: Path, weights: dict[str, StoredTensor]) -> 
     """The adapter's pairs by the name of their layer; `weights` are those of the folder `base`.
 
     Raises `InputError` with every reason that keeps the adapter from being merged exactly: options other than plain
-    LoRA, embedding or head, layers that the base lacks, shapes, ranks, halves, NaN, quantised weights.
+    LoRA, the embedding, a head that is tied to it, layers that the base lacks, shapes, ranks, halves, NaN, quantised
+    weights.
     """
     config = _read_config(folder)
     faults = [*_config_faults(folder, config), *_base_faults(base, weights)]
@@ -218,11 +220,15 @@ def _layer_faults(
     try:
         module = model.get_submodule(layer)
     except AttributeError:
+        if llama_modules(layer) not in ((), (layer,)) and layer != "output":
+            other_base = f"give it Llama's names first: mrp convert pth-to-hf {folder / CONFIG} {folder} NEW_ADAPTER"
         yield InputError(f"the base has no layer {layer}", where, other_base)
         return
-    if module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        what = f"{layer} is the base's {'head' if module is model.get_output_embeddings() else 'embedding'}"
-        yield InputError(f"{what}, which LoRA must leave alone: the two may share one weight", where, PLAIN)
+    if module is model.get_input_embeddings():
+        yield InputError(f"{layer} is the base's embedding, which LoRA must leave alone", where, PLAIN)
+    elif module is model.get_output_embeddings() and _is_tied(model, layer, weights):
+        what = f"{layer} is the base's head, and shares its weight with the embedding: the merge would change both"
+        yield InputError(what, where, "use base and adapter unmerged, or train without LoRA on the head")
     elif not isinstance(module, torch.nn.Linear):
         yield InputError(f"{layer} is a {type(module).__name__}, not a linear layer", where, PLAIN)
     elif (stored := weights.get(f"{layer}.weight")) is None:
@@ -234,6 +240,12 @@ def _layer_faults(
     elif stored.shape != (module.out_features, module.in_features):
         what = f"{layer}.weight has shape {_shape(stored)}, and config.json says {_shape(module.weight)}"
         yield InputError(what, f"{base}", "copy the base model anew")
+
+
+def _is_tied(model: Any, head: str, weights: dict[str, StoredTensor]) -> bool:
+    """True if head and embedding are one weight: config.json says so, or the files hold no weight of the head."""
+    config = model.config.get_text_config()
+    return bool(getattr(config, "tie_word_embeddings", False)) or f"{head}.weight" not in weights
 
 
 def _half_faults(layer: str, halves: dict[str, StoredTensor], rank: int) -> Iterator[MrpError]:

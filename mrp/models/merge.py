@@ -144,6 +144,8 @@ def reshard(model: Path, out: Path, max_shard_size: str = "2GB", report: Reporte
 def is_merged(run: Run) -> bool:
     """True if the run's merged model is there, whole, made from its base and adapter as they are, with its cast."""
     with suppress(MrpError, OSError):
+        if run.config.train.method == "full":  # training writes the merged model's folder itself
+            return _kept_cast(run.merged) == cast_text(run, run.merged)
         base = find_base(run.config.base, run.path.parent)
         inputs = _inputs(base, run.adapter, shard_bytes(run.config.merge.max_shard_size))
         return is_intact(run.merged, inputs) and _kept_cast(run.merged) == cast_text(run, run.merged)
@@ -153,8 +155,11 @@ def is_merged(run: Run) -> bool:
 def merge_run(run: Run, report: Reporter = SILENT) -> Path:
     """Merge a run's adapter into its base, unless that is done; the folder gets the run's cast too, so it is enough
     for a chat. The caller holds the run folder's lock. Returns the folder."""
-    base = find_base(run.config.base, run.path.parent)
-    merge(base, run.adapter, run.merged, max_shard_size=run.config.merge.max_shard_size, report=report)
+    if run.config.train.method == "full":
+        check_base_folder(run.merged)
+    else:
+        base = find_base(run.config.base, run.path.parent)
+        merge(base, run.adapter, run.merged, max_shard_size=run.config.merge.max_shard_size, report=report)
     if _kept_cast(run.merged) != cast_text(run, run.merged):
         with replacing(run.merged / KEPT_CAST_FILE) as file:
             file.write(cast_text(run, run.merged))

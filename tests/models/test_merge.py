@@ -436,7 +436,6 @@ def _pair(layer: str, rows: int, columns: int) -> Callable[[dict[str, torch.Tens
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        ("lm_head", "lm_head is the base's head"),
         ("model.embed_tokens", "model.embed_tokens is the base's embedding"),
         ("model.layers.7.mlp.up_proj", "the base has no layer model.layers.7.mlp.up_proj"),
         ("model.layers.0.mlp", "is a LlamaMLP, not a linear layer"),
@@ -447,6 +446,25 @@ def test_layers_that_lora_must_leave_alone_are_refused(tmp_path: Path, tied: boo
     adapter = make_adapter(tmp_path / "adapter", base)
     change_tensors(adapter / "adapter_model.safetensors", _pair(layer, 258, 32))
     assert reason in refused(base, adapter, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=["bf16", "fp16", "fp32"])
+def test_lora_on_an_untied_head_is_merged_like_any_other(tmp_path: Path, dtype: torch.dtype) -> None:
+    """XTuner's default adapter for InternLM2 has one."""
+    base = make_base(tmp_path / "base", dtype, tied=False)
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj", "lm_head"])
+    record = merge(base, adapter, tmp_path / "out", probes=PROBES)
+    assert record["tensors"]["changed"] == record["verification"]["weights_compared"] == 3
+    expected, got = merged_by_peft(base, adapter), weights_of(tmp_path / "out")
+    assert not torch.equal(got["lm_head.weight"], weights_of(base)["lm_head.weight"])
+    assert torch.equal(got["model.embed_tokens.weight"], weights_of(base)["model.embed_tokens.weight"])
+    for name, weight in got.items():
+        torch.testing.assert_close(weight, expected[name].to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_lora_on_a_tied_head_is_refused_with_the_reason(base: Path, adapter: Path, tmp_path: Path) -> None:
+    change_tensors(adapter / "adapter_model.safetensors", _pair("lm_head", 258, 32))
+    assert "lm_head is the base's head, and shares its weight with the embedding" in refused(base, adapter, tmp_path)
 
 
 def test_layer_kept_under_another_name_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -469,7 +487,7 @@ def test_fp8_bases_are_refused(base: Path, adapter: Path, tmp_path: Path) -> Non
 
 
 def test_unknown_architecture_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
-    change_json(base / "config.json", model_type="internlm2", auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"})
+    change_json(base / "config.json", model_type="madeup", auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"})
     assert "transformers cannot build the base model" in refused(base, adapter, tmp_path)
 
 

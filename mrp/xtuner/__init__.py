@@ -1,0 +1,1 @@
+"""Files of XTuner: its configs read without running them, its checkpoints turned into PEFT adapters."""
