@@ -288,7 +288,7 @@ def test_a_stopped_training_of_other_options_is_kept_until_told_otherwise(projec
     [
         ({"base": "nobody"}, "unknown base model 'nobody'"),
         ({"base": "."}, "cannot serve as base model"),
-        ({"data__order": "sideways"}, "'shuffled' or 'sequential'"),
+        ({"data__order": "sideways"}, "'shuffled', 'sequential', 'round-robin' or 'blocked'"),
         ({"chat__context_tokens": 64, "chat__max_new_tokens": 60}, "need"),
     ],
 )

@@ -13,18 +13,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mrp.data.decide import DUPLICATE, DUPLICATE_ID, KEPT, NEAR_DUPLICATE, REASONS, Decided, Table
+from mrp.data.decide import DUPLICATE, DUPLICATE_ID, KEPT, NEAR_DUPLICATE, NUMBER, REASONS, Decided, Table
 from mrp.data.part import Part
 from mrp.data.record import SHOWN_TEXT
 from mrp.data.sources import DialogueFile
 from mrp.report import Progress
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 BUCKET_BYTES = 2**26  # of lines put in order at once
 decode, encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
 
@@ -44,18 +45,17 @@ class SampleTable:
         self.table, self.renamed = table, renamed
         sizes = [part.size("samples") for part in table.parts]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        self.length = table.column("samples", "length").astype(np.int64)
+        self.length = table.column("samples", "length")
         self.scene = table.scene_numbers("samples")
 
     def write(self, path: Path, lines: Lines, progress: Progress | None = None) -> str:
         """Write the lines to `path`, which must be new; gives back its SHA-256."""
         digest = hashlib.sha256()
-        size = int(self.length[lines.row].sum())
+        size = int(self.length[lines.row].sum(dtype=np.int64))
         buckets = max(1, -(-size // BUCKET_BYTES))
-        bucket = np.arange(len(lines.row)) * buckets // max(len(lines.row), 1)
         done = 0
         with path.open("wb") as file, tempfile.TemporaryDirectory(prefix=".mrp-", dir=path.parent) as folder:
-            for texts in self._in_buckets(lines, bucket, buckets, Path(folder)):
+            for texts in self._in_buckets(lines, buckets, Path(folder)):
                 whole = b"".join(texts)
                 digest.update(whole)
                 file.write(whole)
@@ -64,7 +64,7 @@ class SampleTable:
                     progress(done)
         return digest.hexdigest()
 
-    def _in_buckets(self, lines: Lines, bucket: Ints, buckets: int, folder: Path) -> Iterator[list[bytes]]:
+    def _in_buckets(self, lines: Lines, buckets: int, folder: Path) -> Iterator[list[bytes]]:
         """The texts of each bucket, in order."""
         if buckets == 1:
             found: list[bytes] = [b""] * len(lines.row)
@@ -75,21 +75,22 @@ class SampleTable:
             return
         files = [(folder / f"{k}").open("w+b") for k in range(buckets)]
         where: list[list[Ints]] = [[] for _ in range(buckets)]  # each text of a bucket goes, and how long it is
-        sizes: list[list[int]] = [[] for _ in range(buckets)]
+        sizes: list[list[Ints]] = [[] for _ in range(buckets)]
         for places, texts in self._by_part(lines):
-            order = np.argsort(bucket[places], kind="stable")
-            ends = np.searchsorted(bucket[places][order], np.arange(buckets + 1))
+            bucket = places * buckets // len(lines.row)
+            order = np.argsort(bucket, kind="stable")
+            ends = np.searchsorted(bucket[order], np.arange(buckets + 1))
             for number in range(buckets):
                 mine = order[ends[number] : ends[number + 1]]
                 chosen = [texts[k] for k in mine.tolist()]
                 files[number].write(b"".join(chosen))
-                where[number].append(places[mine])
-                sizes[number] += map(len, chosen)
+                where[number].append(places[mine].astype(NUMBER))
+                sizes[number].append(np.fromiter(map(len, chosen), np.uint32, len(chosen)))
         for number, file in enumerate(files):
             with file:
                 file.seek(0)
                 whole = file.read()
-            ends = np.cumsum(np.array(sizes[number], np.int64)).tolist()
+            ends = np.cumsum(np.concatenate(sizes[number]), dtype=np.int64).tolist()
             texts = [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
             yield [texts[k] for k in np.argsort(np.concatenate(where[number])).tolist()]
             where[number], sizes[number] = [], []

@@ -141,9 +141,10 @@ def _parts_of_shards(run: Run, mark: str) -> list[Path]:
 
 def is_built(run: Run) -> bool:
     """True if the data in the run folder is what `build_data` would make: it would only give back the manifest."""
-    if any(file.name == BASE_REPLIES and not file.path.is_file() for file in dialogue_files(run)):
+    try:
+        return _intact_manifest(run.data, data_fingerprint(run)) is not None
+    except InputError:  # a file is not there (yet): `build_data` fetches what can be fetched, and says what is missing
         return False
-    return _intact_manifest(run.data, data_fingerprint(run)) is not None
 
 
 def _files(run: Run, report: Reporter) -> list[DialogueFile]:

@@ -27,11 +27,13 @@ from mrp.data.part import Part
 from mrp.data.repeats import near_duplicates, near_groups
 from mrp.data.select import drawn, under_caps
 from mrp.data.split import hold_out
+from mrp.errors import InputError
 from mrp.report import SILENT, Reporter
 
 MOST_TELLERS = 50  # scenes with one long line that make one group; a line in more of them is a saying, or a greeting
 Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
+Ints = NDArray[np.signedinteger[Any]]
+NUMBER = np.int32  # of a scene or a sample; a table of 20 million takes 80 MB a column
 REASONS = ("", "duplicate", "duplicate-id", "near-duplicate", "not-taken", "over-cap")
 KEPT, DUPLICATE, DUPLICATE_ID, NEAR_DUPLICATE, NOT_TAKEN, OVER_CAP = range(len(REASONS))
 
@@ -44,6 +46,9 @@ class Table:
         sizes = [part.size("scenes") for part in parts]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self.size = int(self.starts[-1])
+        if max(self.size, sum(part.size("samples") for part in parts)) > np.iinfo(NUMBER).max:
+            fix = "build it in several sets, and train on them one after the other"
+            raise InputError(f"{self.size:,} scenes are too many for one data set", "the dialogue files", fix)
 
     def column(self, table: str, name: str) -> NDArray[Any]:
         """A column of `scenes` or `samples`, of all parts."""
@@ -51,14 +56,13 @@ class Table:
 
     def scene_numbers(self, table: str) -> Ints:
         """The scene of each row of `samples`, `notes` or the keys `long`, as a number through all parts."""
-        return np.concatenate(
-            [start + part.column(table, "scene") for start, part in zip(self.starts, self.parts, strict=False)]
-            or [np.empty(0, np.int64)]
-        ).astype(np.int64)
+        starts = self.starts.astype(NUMBER)
+        found = [part.column(table, "scene").astype(NUMBER) + s for s, part in zip(starts, self.parts, strict=False)]
+        return np.concatenate(found or [np.empty(0, NUMBER)])
 
     def per_scene(self, values: Sequence[int]) -> Ints:
         """A value of each part, for each of its scenes."""
-        return np.repeat(np.array(values, np.int64), np.diff(self.starts))
+        return np.repeat(np.array(values, NUMBER), np.diff(self.starts))
 
     def keys(self, name: str) -> NDArray[Any]:
         return np.concatenate([part.keys.array(name) for part in self.parts if part.size("scenes")])
@@ -75,7 +79,7 @@ class Table:
         """The key of every long line, and its scene."""
         tables = [part.keys.array("long") for part in self.parts if part.size("scenes")]
         starts = [start for start, part in zip(self.starts, self.parts, strict=False) if part.size("scenes")]
-        scenes = [start + table["scene"].astype(np.int64) for start, table in zip(starts, tables, strict=True)]
+        scenes = [table["scene"].astype(NUMBER) + NUMBER(start) for start, table in zip(starts, tables, strict=True)]
         return np.concatenate([table["key"] for table in tables]), np.concatenate(scenes)
 
     def part_of(self, scene: int) -> tuple[Part, int]:
@@ -170,10 +174,10 @@ def drop_repeats(table: Table, options: DataOptions, scratch: Path, report: Repo
     """Which scenes repeat another as `dedupe` says, and which have an id that another has; nothing else is decided."""
     decided = Decided(
         np.zeros(table.size, np.uint8),
-        np.full(table.size, -1, np.int64),
+        np.full(table.size, -1, NUMBER),
         np.zeros(table.size, np.float32),
         np.zeros(table.size, bool),
-        np.arange(table.size),
+        np.arange(table.size, dtype=NUMBER),
         np.ones(0, bool),
     )
     _drop_equal(table, decided, options)
@@ -184,37 +188,42 @@ def drop_repeats(table: Table, options: DataOptions, scratch: Path, report: Repo
 
 def _drop_equal(table: Table, decided: Decided, options: DataOptions) -> None:
     """Mark scenes that repeat another, and those with an id that another has."""
-    named, ids = table.column("scenes", "named"), table.column("scenes", "id")
-    content = table.column("scenes", "content"), table.column("scenes", "content_more")
+    named = table.column("scenes", "named")
     clash = np.zeros(table.size, bool)
     while True:  # a scene whose id is taken is gone, so that others need not make way for it; rarely a second round
-        first = _first(table, content, options, ~clash)
-        repeats = first != np.arange(table.size)
+        first = _first(table, options, ~clash)
+        repeats = first != np.arange(table.size, dtype=NUMBER)
         mine = np.flatnonzero(named & ~repeats & ~clash)
-        again = mine[first_of_equal(ids[mine]) != np.arange(len(mine))]
+        again = mine[first_of_equal(table.column("scenes", "id")[mine]) != np.arange(len(mine))] if len(mine) else mine
         if not len(again):
             break
         clash[again] = True
     decided.reason[repeats] = DUPLICATE
     decided.repeats[repeats] = first[repeats]
+    ids = table.column("scenes", "id") if clash.any() else np.empty(0, np.uint64)
     for scene in np.flatnonzero(clash):
         holder = np.flatnonzero(named & (ids == ids[scene]) & ~repeats & ~clash)
         decided.reason[scene], decided.repeats[scene] = DUPLICATE_ID, holder[0]
 
 
-def _first(table: Table, content: tuple[NDArray[np.uint64], ...], options: DataOptions, counted: Bools) -> Ints:
+def _first(table: Table, options: DataOptions, counted: Bools) -> Ints:
     """For each scene the first one that it repeats by the options, itself where there is none (or not `counted`)."""
-    first = np.arange(table.size)
-    numbers = np.flatnonzero(counted)
-    if options.dedupe == "none" or not len(numbers):
+    first = np.arange(table.size, dtype=NUMBER)
+    if options.dedupe == "none" or not counted.any():
         return first
+    numbers = first if counted.all() else np.flatnonzero(counted).astype(NUMBER)
+    keys = (table.column("scenes", "content"), table.column("scenes", "content_more"))
+    content = keys if len(numbers) == table.size else tuple(column[numbers] for column in keys)
     if options.dedupe == "adjacent":
-        same = np.logical_and.reduce([column[numbers][1:] == column[numbers][:-1] for column in content])
+        same = np.logical_and.reduce([column[1:] == column[:-1] for column in content])
         same &= table.file[numbers][1:] == table.file[numbers][:-1]
         starts = np.maximum.accumulate(np.where(np.concatenate([[True], ~same]), np.arange(len(numbers)), 0))
-        first[numbers] = numbers[starts]
-        return first
-    first[numbers] = numbers[first_of_equal(tuple(column[numbers] for column in content))]
+        found = numbers[starts]
+    else:
+        found = numbers[first_of_equal(content)]
+    del keys, content
+    first = first.copy()
+    first[numbers] = found
     if options.dedupe in ("normalised", "near"):
         left = numbers[first[numbers] == numbers]
         first[left] = left[first_of_equal(table.keys("normal")[left])]
@@ -259,7 +268,7 @@ def _take(table: Table, decided: Decided, options: DataOptions, seed: int) -> No
 
 def _cap(table: Table, decided: Decided, options: DataOptions) -> None:
     """Choose the samples that stay under the caps; a scene without any left is gone."""
-    scene, character = table.scene_numbers("samples"), table.column("samples", "character").astype(np.int64)
+    scene, character = table.scene_numbers("samples"), table.column("samples", "character")
     decided.shown = decided.kept[scene]
     if not (options.cap_samples or options.cap_turns or options.cap_tokens):
         return
@@ -273,6 +282,8 @@ def _cap(table: Table, decided: Decided, options: DataOptions) -> None:
 
 def _mix(table: Table, decided: Decided, options: DataOptions, characters: int) -> None:
     """Choose as many general samples as the options ask for beside the cast's."""
+    if not table.general.any():
+        return
     scene, character = table.scene_numbers("samples"), table.column("samples", "character")
     own = int(np.count_nonzero(decided.shown & ~table.made[scene] & (character < characters)))
     general = np.flatnonzero(decided.shown & (character == characters))
@@ -296,6 +307,9 @@ def _quotas(sizes: Ints, wanted: int) -> list[int]:
 
 def _new_ids(table: Table, decided: Decided) -> dict[int, str]:
     """New ids (ID.2, ID.3, ...) for kept scenes whose made id another one has. Ids that files give go first."""
+    stems = [stem for _, stem in {(part.file, part.stem) for part in table.parts}]
+    if not table.column("scenes", "named").any() and len(set(stems)) == len(stems):
+        return {}  # FILE-LINE is another one for each scene
     kept = np.flatnonzero(decided.kept)
     ids, named = table.column("scenes", "id")[kept], table.column("scenes", "named")[kept]
     first_named = np.argsort(~named, kind="stable")  # given ids, then made ones, each in order
@@ -326,16 +340,17 @@ def split_scenes(table: Table, decided: Decided, options: DataOptions, seed: int
     open_ = decided.kept & ~table.made
     if options.split == "strict":
         decided.group = _groups(table, open_, report)
-    scene, character = table.scene_numbers("samples"), table.column("samples", "character").astype(np.int64)
+    scene = table.scene_numbers("samples")
     shown = open_[scene] & decided.shown
-    key = mixed(table.column("scenes", "id"), seed)
-    chosen = hold_out(decided.group[scene[shown]], character[shown], key, options.held_out)
+    unit, character = decided.group[scene[shown]], table.column("samples", "character")[shown]
+    del scene, shown
+    chosen = hold_out(unit, character, mixed(table.column("scenes", "id"), seed), options.held_out)
     decided.held = np.isin(decided.group, chosen) & open_
 
 
 def _groups(table: Table, open_: Bools, report: Reporter) -> Ints:
     """For each scene the first of those that must stay on its side of the split (of the scenes in `open_`)."""
-    numbers = np.flatnonzero(open_)
+    numbers = np.flatnonzero(open_).astype(NUMBER)
     question = table.keys("question")[numbers]
     asked = question != 0
     keys, scenes = table.long_lines()
@@ -347,7 +362,7 @@ def _groups(table: Table, open_: Bools, report: Reporter) -> Ints:
     labels = np.searchsorted(numbers, same[numbers])  # groups by number among `numbers`; the first is one of them
     bands = Bands(table, numbers)
     near = near_groups(bands, bands.text, ALIKE, labels, report=report)
-    group = np.arange(table.size)
+    group = np.arange(table.size, dtype=NUMBER)
     group[numbers] = numbers[near]
     return group
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mrp.cast import PLAIN
 from mrp.config import Run
 from mrp.data.assemble import Lines, SampleTable, place, write_rejected
-from mrp.data.decide import Decided, Table, decide, leaks, split_scenes
+from mrp.data.decide import NUMBER, Decided, Table, decide, leaks, split_scenes
 from mrp.data.manifest import HELD_OUT, MANIFEST, REJECTED, TRAIN, Outcome, make_manifest, tell
 from mrp.data.order import mixed, permutation
 from mrp.data.part import MADE, Part, PartMaker, PartWriter
@@ -30,7 +30,7 @@ from mrp.files import write_json
 from mrp.report import SILENT, Reporter
 
 PROVABLE = 200_000  # scenes, up to which the exact search takes a minute or so
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 Keys = NDArray[np.uint64]
 
 
@@ -62,7 +62,7 @@ def finish(
     sizes = {}
     written = {}
     for name, lines in ((TRAIN, ordering.train), (HELD_OUT, ordering.held_out)):
-        total = int(samples.length[lines.row].sum())
+        total = int(samples.length[lines.row].sum(dtype=np.int64))
         with report.progress(f"writing {name}", total, "B") as update:
             written[name] = samples.write(out / name, lines, update)
         sizes[name] = lines
@@ -84,7 +84,7 @@ class _Ordering:
         self.options, self.seed = run.config.data, run.config.seed
         self.characters = len(run.cast.characters)
         self.scene = samples.scene
-        self.character = table.column("samples", "character").astype(np.int64)
+        self.character = table.column("samples", "character")
         self.key = table.column("samples", "key")
         names = [*(c.id for c in run.cast), PLAIN]
         for row in np.flatnonzero(np.isin(self.scene, list(decided.renamed))).tolist() if decided.renamed else ():
@@ -94,13 +94,13 @@ class _Ordering:
         held = decided.held[self.scene] & decided.shown
         own = decided.shown & ~held & ~made
         self.identity, asked = self._identity(own, decided.shown & made)
-        rows = np.flatnonzero(own & (self.character < self.characters))
+        rows = np.flatnonzero(own & (self.character < self.characters)).astype(NUMBER)
         chosen, self.factors = with_copies(self.character[rows], self.key[rows], self.options.upsample)
-        beside = np.flatnonzero(asked | (own & (self.character == self.characters)))
+        beside = np.flatnonzero(asked | (own & (self.character == self.characters))).astype(NUMBER)
         trained = np.concatenate([rows[chosen.number], beside])
-        self.train = self._ordered(trained, np.concatenate([chosen.copy, np.ones(len(beside), np.int64)]))
-        kept_aside = np.flatnonzero(held)
-        self.held_out = self._ordered(kept_aside, np.ones(len(kept_aside), np.int64))
+        self.train = self._ordered(trained, np.concatenate([chosen.copy, np.ones(len(beside), np.uint16)]))
+        kept_aside = np.flatnonzero(held).astype(NUMBER)
+        self.held_out = self._ordered(kept_aside, np.ones(len(kept_aside), np.uint16))
 
     def _identity(self, own: NDArray[np.bool_], made: NDArray[np.bool_]) -> tuple[dict[int, int], NDArray[np.bool_]]:
         """How many identity samples each character has room for, and which they are: the first ones of each."""

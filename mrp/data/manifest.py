@@ -76,21 +76,28 @@ def make_manifest(run: Run, maker: PartMaker, hashes: Sequence[str], outcome: Ou
 
 
 class _Side:
-    """The sizes of what was written on one side."""
+    """The sizes of what was written on one side, of each character."""
 
     def __init__(self, table: Table, lines: Lines) -> None:
-        self.character = table.column("samples", "character")[lines.row]
-        self.scene = table.scene_numbers("samples")[lines.row]
-        self.columns = {
-            name: table.column("samples", name)[lines.row] for name in SIZES if name not in ("samples", "scenes")
-        }
+        character = table.column("samples", "character")[lines.row]
+        counts = np.bincount(character)
+        self.sums = {"samples": counts, "scenes": np.zeros(len(counts), np.int64)}
+        for name in SIZES[2:]:  # one column after the other: of a large set each takes much memory
+            self.sums[name] = np.bincount(character, table.column("samples", name)[lines.row]).astype(np.int64)
+        scene = table.scene_numbers("samples")[lines.row]
+        everybody = np.zeros(table.size, bool)
+        everybody[scene] = True
+        self.scenes = int(np.count_nonzero(everybody))
+        for who in np.flatnonzero(counts):
+            theirs = np.zeros(table.size, bool)
+            theirs[scene[character == who]] = True
+            self.sums["scenes"][who] = np.count_nonzero(theirs)
 
     def of(self, character: int | None) -> dict[str, int]:
         """Counts over samples. Turns and their text are those shown; replies are the character's own, learnt ones."""
-        mine: Any = slice(None) if character is None else self.character == character
-        sums = {name: int(column[mine].sum(dtype=np.int64)) for name, column in self.columns.items()}
-        found = {"samples": len(self.scene[mine]), "scenes": len(np.unique(self.scene[mine])), **sums}
-        return {name: found[name] for name in SIZES}
+        if character is None:
+            return {name: int(self.sums[name].sum()) for name in SIZES} | {"scenes": self.scenes}
+        return {name: int(self.sums[name][character : character + 1].sum()) for name in SIZES}
 
 
 def _file_counts(maker: PartMaker, outcome: Outcome) -> list[dict[str, Any]]:

@@ -9,10 +9,13 @@ is the same on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.int64]
+Numbers = NDArray[np.integer[Any]]
 Keys = NDArray[np.uint64]
 
 
@@ -25,16 +28,15 @@ def permutation(order: str, character: Numbers, key: Keys, replay: float = 0.0) 
     blocked      character after character, each block by key; `replay` times its size of samples of the characters
                  before, drawn and spread by key, are seen again in each block, so that they are numbered twice
     """
-    numbers = np.arange(len(character), dtype=np.int64)
     if order == "sequential":
-        return numbers
+        return np.arange(len(character))
     if order == "shuffled":
         return np.argsort(key, kind="stable")
-    by_key = np.lexsort((numbers, key, character))
+    by_key = np.lexsort((key, character))  # stable: of equal keys the first number first
     if order == "round-robin":
         return by_key[np.lexsort((character[by_key], _rank_in_run(character[by_key])))]
     assert order == "blocked", order
-    blocks = np.split(by_key, np.flatnonzero(np.diff(character[by_key])) + 1)
+    blocks = np.split(by_key, np.flatnonzero(np.diff(character[by_key].astype(np.int64))) + 1)
     return np.concatenate([_with_replay(blocks[:k], block, key, replay) for k, block in enumerate(blocks)])
 
 
@@ -49,12 +51,12 @@ def mixed(x: Keys | int, salt: int = 0) -> Keys:
 
 def _rank_in_run(values: Numbers) -> Numbers:
     """0, 1, 2, ... within each run of equal values."""
-    starts = np.flatnonzero(np.diff(values, prepend=-1))
+    starts = np.flatnonzero(np.diff(values.astype(np.int64), prepend=-1))
     lengths = np.diff(starts, append=len(values))
     return np.arange(len(values)) - np.repeat(starts, lengths)
 
 
-def _with_replay(before: list[Numbers], block: Numbers, key: Keys, replay: float) -> Numbers:
+def _with_replay(before: Sequence[Numbers], block: Numbers, key: Keys, replay: float) -> Numbers:
     """A block with samples of earlier blocks among its own."""
     count = int(replay * len(block) + 0.5)
     if not before or not count:

@@ -150,6 +150,7 @@ class PartWriter:
         self.keys.close()
         value = self.counts.as_json() | {
             "file": self.file,
+            "stem": self.stem,
             "made": self.made,
             "general": self.general,
             "kinds": list(self.kinds),
@@ -280,6 +281,7 @@ class Part:
         self.folder = folder
         self._about = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
         self.file = int(self._about["file"])
+        self.stem = str(self._about["stem"])  # what its scenes are called by
         self.made = bool(self._about["made"])  # by mrp, not read
         self.general = bool(self._about["general"])  # chat data of nobody of the cast
         self.kinds: list[str] = self._about["kinds"]

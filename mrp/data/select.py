@@ -9,6 +9,7 @@ Of the samples on the training side, between the split (`decide.py`) and the ord
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from mrp.config import DataOptions
 from mrp.data.order import mixed
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 Keys = NDArray[np.uint64]
 CAP_SALT, COPY_SALT = (
     2**33,
@@ -67,8 +68,11 @@ def with_copies(character: Ints, key: Keys, largest_factor: float) -> tuple[Chos
     A character's samples are repeated up to the count of the largest character, at most `largest_factor` times. A
     part of a factor (the .5 of 2.5) goes to samples chosen by a hash of their keys.
     """
-    numbers, copies = [np.arange(len(character), dtype=np.int64)], [np.ones(len(character), np.int64)]
+    numbers: list[Ints] = [np.arange(len(character), dtype=np.int32)]
+    copies: list[Ints] = [np.ones(len(character), np.uint16)]
     factors: dict[int, float] = {}
+    if largest_factor == 1:
+        return Chosen(numbers[0], copies[0]), factors
     counts = np.bincount(character) if len(character) else np.zeros(0, np.int64)
     for who, count in enumerate(counts.tolist()):
         if not count:
@@ -79,8 +83,8 @@ def with_copies(character: Ints, key: Keys, largest_factor: float) -> tuple[Chos
         mine = mine[np.argsort(mixed(key[mine], COPY_SALT), kind="stable")]
         copy = 2
         while (missing := wanted - count * (copy - 1)) > 0:
-            numbers.append(mine[:missing])
-            copies.append(np.full(min(missing, count), copy, np.int64))
+            numbers.append(mine[:missing].astype(np.int32))
+            copies.append(np.full(min(missing, count), copy, np.uint16))
             copy += 1
     return Chosen(np.concatenate(numbers), np.concatenate(copies)), factors
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 MIN_SCENES = 5  # a character with as many scenes has at least one held out
 BLOCK = 2**18  # units looked at in one go, so that millions need not be Python's objects at once
 
@@ -61,13 +62,15 @@ class _Choice:
 
     def __init__(self, unit: Ints, character: Ints, key: NDArray[np.uint64], share: float) -> None:
         base = int(character.max()) + 1
-        code, self.counts = np.unique(unit * base + character, return_counts=True)
-        self.units, self.characters = code // base, code % base
-        self.starts = np.flatnonzero(np.diff(self.units, prepend=-1))
-        names = self.units[self.starts]
-        self.order = np.lexsort((names, key[names]))
-        total = np.bincount(self.characters, self.counts, base).astype(np.int64)
-        self.total: list[int] = total.tolist()
+        # half the memory, for all but the largest sets
+        wide = np.uint32 if (int(unit.max()) + 1) * base < 2**32 else np.uint64
+        code = unit.astype(wide) * wide(base) + character.astype(wide)
+        code, self.counts = np.unique(code, return_counts=True)
+        self.units, self.characters = code // wide(base), (code % wide(base)).astype(np.uint16)
+        del code
+        self.starts = np.flatnonzero(np.diff(self.units, prepend=self.units[0] + wide(1)))
+        self.order = np.argsort(key[self.units[self.starts]], kind="stable")  # of equal keys the first unit first
+        self.total: list[int] = np.bincount(self.characters, self.counts, base).astype(np.int64).tolist()
         self.goal = [min(n - 1, max(int(share * n + 0.5), int(n >= MIN_SCENES))) for n in self.total]
         self.held = [0] * base
         self.chosen: set[int] = set()

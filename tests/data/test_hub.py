@@ -6,15 +6,19 @@ import gzip
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from dialogue_rows import pair
 from heard import Heard
 
+from mrp.config import Run, load_run
+from mrp.data.build import build_data, is_built
+from mrp.data.check import check_data
 from mrp.data.convert import convert
 from mrp.data.hub import choose_files, fetch_dataset, parse_spec
 from mrp.data.read import read_dialogues
@@ -237,3 +241,26 @@ def test_files_are_chosen(names: list[str], pattern: str | None, chosen: list[st
 def test_parts_of_a_name() -> None:
     spec = parse_spec("hf:a.b/c-d@refs%2Fconvert%2Fparquet/x/*.json")
     assert (spec.repo, spec.revision, spec.pattern) == ("a.b/c-d", "refs/convert/parquet", "x/*.json")
+
+
+def test_a_run_is_built_on_a_dataset_and_once_more_without_the_hub(hub: Hub, make_run: Callable[..., Run]) -> None:
+    run = make_run({"wukong": [pair("Up?", "Down.", system="wukong")]}, people=["wukong"], data={"held_out": 0})
+    cast = yaml.safe_load(run.cast_path.read_text(encoding="utf-8"))
+    cast["dialogues"] = ["hf:someone/talks", "hf:someone/talks@v1/data/test.jsonl"]
+    cast["characters"][0]["aliases"] = ["Wukong"]
+    run.cast_path.write_text(yaml.safe_dump(cast), encoding="utf-8")
+    hub.files["data/train.jsonl"] = LINE + json.dumps(pair("Again?", "No.", system="Wukong")).encode() + b"\n"
+    run = load_run(run.path)
+    assert not is_built(run)
+    manifest = build_data(run)
+    assert [item["path"].rpartition("/")[2] for item in manifest["inputs"]] == [
+        "wukong.jsonl",
+        "train.jsonl",
+        "test.jsonl",
+    ]
+    assert COMMITS["v1"] in manifest["inputs"][2]["path"]
+    assert manifest["totals"]["rejected"] == {"duplicate": 1}
+    hub.asked.clear()
+    assert is_built(run) and build_data(run) == manifest
+    assert not hub.asked
+    assert check_data([Path("hf:someone/talks")]).kept == 2
