@@ -73,6 +73,7 @@ _SIGNS_ZH: tuple[str, ...] = (
     *("人工智能", "模型", "智能", "助手", "机器人", "浦语", "文心", "千问", "星火", "清言", "抱歉", "对不起"),
     *("我是由", "我由", "我被由", "我的训练", "我的知识"),
 )
+_LATIN = re.compile("[A-Za-z]")  # each English sign has some; most Chinese texts have none
 _A_MACHINE = re.compile(
     r"(?<![A-Za-z])AIs?(?![A-Za-z])|A\.I\.|artificial\s+intelligence|language\s+model|robot|android|chatbot|assistant"
     r"|人工智能|语言模型|机器人|助手|助理|智能体|仿生人|大模型",
@@ -93,7 +94,9 @@ def assistant_phrase(text: str) -> str:
 
 def may_hold_phrase(text: str) -> bool:
     """False where `assistant_phrase` would find nothing; quick, and true for one text in some tens."""
-    return _any_in(_SIGNS_EN, text) or (not text.isascii() and _any_in(_SIGNS_ZH, text))
+    if text.isascii():
+        return _any_in(_SIGNS_EN, text)
+    return _any_in(_SIGNS_ZH, text) or (bool(_LATIN.search(text)) and _any_in(_SIGNS_EN, text))
 
 
 def _any_in(signs: tuple[str, ...], text: str) -> bool:

@@ -158,7 +158,8 @@ def silent_characters(run: Run, table: Table, decided: Decided) -> list[MrpError
 def _identity_part(folder: Path, maker: PartMaker) -> Part:
     """Identity questions of all characters as one more part."""
     from collections import Counter
-    from dataclasses import replace
+
+    from msgspec.structs import replace
 
     from mrp.data.identity import identity_scenes
 

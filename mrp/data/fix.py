@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from mrp.data.control_text import without_control_text
 from mrp.data.lint import FINDINGS, WHOLE, Finding, Linter

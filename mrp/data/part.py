@@ -126,6 +126,7 @@ class PartWriter:
         self.linter = Linter(maker.cast, maker.max_tokens)
         self.keys = KeyWriter(folder, maker.wanted, maker.options.similarity)
         self.tally = Tally()
+        self.who: dict[frozenset[str], int] = {}  # keys of the groups of characters met so far
         self.rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in TABLES}
         self.kinds: dict[str, int] = {}  # of notes
         self.counts = PartCounts()
@@ -203,7 +204,8 @@ class PartWriter:
         self._note(number, "after_last_reply", unanswered)
         named = bool(scene.id)
         scene_key = id_key(scene.id or made_id(self.stem, line, element))
-        who = id_key("\n".join(sorted(characters)))
+        if (who := self.who.get(group := frozenset(characters))) is None:
+            who = self.who[group] = id_key("\n".join(sorted(group)))
         self.rows["scenes"].append((line, element, *self.keys.add(scene, characters), scene_key, named, who))
 
     def _samples(self, scene: Scene, speakers: set[str], number: int, line: int, element: int) -> tuple[set[str], int]:

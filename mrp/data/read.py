@@ -18,9 +18,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from mrp.cast import PLAIN, Cast
 from mrp.data import coser
@@ -52,8 +53,7 @@ TURN_KEYS = ("speaker", "role", "text", "enter")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-@dataclass(frozen=True, slots=True)
-class ReadLine:
+class ReadLine(msgspec.Struct, frozen=True):
     """What became of one line: its text as it stands in the file, the result, and how many lines of dialogue in it
     were left out (empty_prompt, empty_reply, system_text). `kind` is the format it is in ("" where none is known)."""
 

@@ -62,9 +62,10 @@ class _Choice:
 
     def __init__(self, unit: Ints, character: Ints, key: NDArray[np.uint64], share: float) -> None:
         base = int(character.max()) + 1
-        # half the memory, for all but the largest sets
+        # Of all but the largest sets 32 bits hold the unit and the character: half the memory.
         wide = np.uint32 if (int(unit.max()) + 1) * base < 2**32 else np.uint64
-        code = unit.astype(wide) * wide(base) + character.astype(wide)
+        code: NDArray[np.unsignedinteger[Any]] = unit.astype(wide)
+        code = code * wide(base) + character.astype(wide)
         code, self.counts = np.unique(code, return_counts=True)
         self.units, self.characters = code // wide(base), (code % wide(base)).astype(np.uint16)
         del code
