@@ -39,7 +39,9 @@ class Batch:
     sample: torch.Tensor  # (N,) and the number of its sample in the batch
 
     def to(self, device: str) -> Batch:
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        """The batch on `device`; without waiting, but towards the host: what is read there must have arrived."""
+        waits = device == "cpu"
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=not waits) for f in fields(self)))
 
     @property
     def tokens(self) -> int:
@@ -75,7 +77,13 @@ def make_batch(rows: Sequence[Sequence[Rendered]]) -> Batch:
 
 
 def token_losses(model: Any, batch: Batch) -> torch.Tensor:
-    """(N,) float32: the loss in nats of each labelled token of `batch`, with gradient where it is on."""
+    """(N,) float32: the loss in nats of each labelled token of `batch`, with gradient where it is on.
+
+    What stands for a model may bring its own `token_losses` (the fast path does, for measuring).
+    """
+    if hasattr(model, "token_losses"):
+        own: torch.Tensor = model.token_losses(batch)
+        return own
     count, rows = len(batch.target), len(batch.input_ids)
     wider, more = -batch.input_ids.shape[1] % WIDTH, -count % LABELS
     filling = torch.arange(wider, device=batch.position_ids.device).expand(rows, -1)  # from 0: a sample of its own

@@ -20,18 +20,22 @@ from typing import Any, get_args
 
 import torch
 
+from mrp.cast import PLAIN
 from mrp.config import Order, Run, keep_run
 from mrp.errors import InputError, Stopped, nearest
 from mrp.evaluate.held_out import character_losses, overall
 from mrp.files import disk_error, folder_lock, need_space, read_json, replacing, settle_folder, write_json
 from mrp.models.bases import find_base
 from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
-from mrp.models.loss import keeps_apart, make_batch, token_losses
+from mrp.models.loss import keeps_apart
 from mrp.render import ChatTemplate
-from mrp.report import SILENT, Reporter, resident_gib
+from mrp.report import SILENT, Reporter
 from mrp.train import checkpoint
 from mrp.train.checkpoint import State
+from mrp.train.full import save_model, unfreeze
 from mrp.train.lora import adapter_parameters, add_adapter, save_adapter
+from mrp.train.memory import gpu_memory, memory_text
+from mrp.train.passes import check_machine, choose_passes, make_optimizer, pass_seed, too_little_memory
 from mrp.train.processes import Processes, joined
 from mrp.train.record import differences, finished_record, training_inputs, training_record
 from mrp.train.steps import Item, Step, learning_rate, plan_training
@@ -64,7 +68,7 @@ def train(
             if processes.is_first:
                 held.enter_context(folder_lock(run.folder))
                 checkpoint.settle(run.folder)
-                settle_folder(run.adapter)
+                settle_folder(run.merged if run.config.train.method == "full" else run.adapter)
         with processes.together():
             training = Training(run, processes, report)
             finished = None if restart else training.finished()
@@ -93,6 +97,11 @@ class Training:
         self.options = run.config.train
         self.threads = set_threads(self.options.threads)
         self.on: Hardware = hardware(self.options.precision)
+        if self.options.method == "full":  # the weights are what is updated, so they are kept in fp32
+            self.on = dataclasses.replace(self.on, weights=torch.float32)
+        check_machine(self.options, self.on)
+        if self.on.device == "cuda" and self.options.precision == "auto" and self.on.autocast is None:
+            self.report.warn("this GPU has no bf16, so training runs in fp32: twice the memory, and slower")
         self.base = find_base(run.config.base, run.path.parent)
         self.template = ChatTemplate(load_tokenizer(self.base), where=str(self.base))
         self.inputs = training_inputs(run, self.base, self.template.record())
@@ -104,6 +113,13 @@ class Training:
         return None if stopped and not differences(stopped.inputs, self.inputs) else record
 
     def run_all(self, resume: bool, restart: bool) -> dict[str, Any]:
+        """All of it. Raises `InputError` where the GPU's memory does not suffice, with what to cut."""
+        try:
+            return self._run_all(resume, restart)
+        except torch.OutOfMemoryError as error:
+            raise too_little_memory(self.options) from error
+
+    def _run_all(self, resume: bool, restart: bool) -> dict[str, Any]:
         with self.processes.together():
             self.state = self._starting_state(resume, restart)
             self._plan()
@@ -151,19 +167,21 @@ class Training:
             self.report.warn(f"... and of {len(left_out) - 20} more samples; run.json will list them all")
 
     def _load(self) -> None:
-        base = load_model(self.base, self.on)
+        base = load_model(self.base, self.on, self.options.bits)
         self.packed = keeps_apart(base)
         if not self.packed:
             self.report.warn("samples in one row would see each other in this base model, so each gets its own row")
             self.plan = plan_training(self.run, self.template, self.processes.world, packed=False)
         self.steps = self.plan.steps
-        self.model = add_adapter(base, self.options, self.run.config.seed)
+        is_full = self.options.method == "full"
+        self.model = unfreeze(base) if is_full else add_adapter(base, self.options, self.run.config.seed)
         self.weights = adapter_parameters(self.model)
         size = sum(p.numel() * p.element_size() for p in self.weights.values())
         need_space(self.folder, 6 * size, "the adapter with its checkpoint")
-        self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=self.options.learning_rate, weight_decay=self.options.weight_decay, fused=True
+        self.passes = choose_passes(
+            self.model, self.weights, self.options, self.on, self.plan, self.processes.world, self.report
         )
+        self.optimizer = make_optimizer(self.weights.values(), self.options)
         self.best: dict[str, torch.Tensor] | None = None
         if self.state.step:
             self.best = checkpoint.load(self.folder, self.weights, self.optimizer)
@@ -196,7 +214,9 @@ class Training:
                 done[0] += tokens
                 update(done[0])
 
-            with self.model.disable_adapter():
+            # nothing is learnt yet: LoRA adds zero, so a way of measuring that cannot leave it out gives the same
+            without = getattr(self.model, "disable_adapter", contextlib.nullcontext)
+            with without():
                 self.state.before = self._losses(self.plan.held_out, tick)[0]
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -211,7 +231,7 @@ class Training:
                 step = self.steps[number]
                 loss = self._step(number, step)
                 done += step.tokens
-                shown = f"{resident_gib():.1f} GiB"
+                shown = memory_text()
                 update(done, epoch=f"{step.epoch + 1}/{self.options.epochs}", loss=f"{loss:.3f}", memory=shown)
                 self._save_if_due()
             self._measure_epoch_if_due()
@@ -224,22 +244,23 @@ class Training:
             group["lr"] = rate
         # for dropout, ours and the base's own: a step draws the same whether or not the training was stopped before it
         torch.manual_seed(((self.run.config.seed * 1_000_003 + number) * 1009 + self.processes.rank) % 2**63)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.passes.begin_step()
         mine = step.rows[self.processes.rank :: self.processes.world]
-        names = [c.id for c in self.run.cast]
+        names = [*(c.id for c in self.run.cast), PLAIN]
         sums, labelled = torch.zeros(len(names), 2, dtype=torch.float64), step.labelled
+        passed: list[tuple[torch.Tensor, torch.Tensor]] = []  # read after the last pass: a GPU need not wait for it
         for at in range(0, len(mine), self.options.micro_batch):
             rows = mine[at : at + self.options.micro_batch]
-            batch = make_batch([[item.rendered for item in row] for row in rows]).to(self.on.device)
-            with self.on.autocast_context():
-                losses = token_losses(self.model, batch)
-            (losses.sum() / labelled).backward()
+            seed = pass_seed(self.run.config.seed, number, self.processes.rank, at)
+            losses = self.passes.learn(rows, labelled, seed)
             items = [item for row in rows for item in row]
-            who = torch.tensor([names.index(item.sample.character) for item in items])[batch.sample.cpu()]
-            known = losses.detach().double().cpu()
-            sums.index_add_(0, who, torch.stack([known, torch.ones_like(known)], 1))
+            who = torch.tensor([names.index(item.sample.character) for item in items])[losses.item]
+            passed.append((who, losses.values))
         self.processes.sum_gradients(self.weights.values())
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.options.clip))
+        for who, values in passed:
+            known = values.double().cpu()
+            sums.index_add_(0, who, torch.stack([known, torch.ones_like(known)], 1))
         sums = self.processes.sum(sums)
         loss = float(sums[:, 0].sum() / labelled)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -320,7 +341,7 @@ class Training:
         if not items:
             return {}, None
         found = character_losses(
-            self.model,
+            self.passes.measured,
             items,
             self.options.max_tokens,
             self.on,
@@ -356,11 +377,15 @@ class Training:
         running, log = self.folder / RUNNING_LOG, self.folder / LOG
         with self.processes.together():
             if self.processes.is_first:
-                save_adapter(self.model, self.run.adapter, self.run.config.base)
+                if self.options.method == "full":
+                    save_model(self.model, self.base, self.run)
+                else:
+                    save_adapter(self.model, self.run.adapter, self.run.config.base)
                 with replacing(log) as file:
                     file.write(running.read_text(encoding="utf-8"))
                 machine = {"precision": self.on.precision, "device": self.on.device, "threads": self.threads}
                 machine |= {"processes": self.processes.world, "packed": self.packed}
+                machine |= {"kernels": self.passes.name, "why": self.passes.why} | gpu_memory()
                 write_json(self.run.record, training_record(self.run, self.state, self.plan, log, machine))
                 checkpoint.remove(self.folder)
                 running.unlink()

@@ -23,7 +23,10 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's n
 
 
 def add_adapter(model: Any, options: TrainOptions, seed: int) -> Any:
-    """`model` with a new LoRA adapter (fp32), whose start depends on the seed alone."""
+    """`model` with a new LoRA adapter (fp32, or bf16 with `adapter_bits: 16`), whose start depends on the seed alone.
+
+    Raises `InputError` for a model without linear layers that LoRA could go beside.
+    """
     import peft
 
     torch.manual_seed(seed % 2**63)
@@ -36,9 +39,12 @@ def add_adapter(model: Any, options: TrainOptions, seed: int) -> Any:
     )
     try:
         with _no_advice_to_peft():
-            return _without_casts(peft.get_peft_model(model, config, autocast_adapter_dtype=True))
+            wrapped = _without_casts(peft.get_peft_model(model, config, autocast_adapter_dtype=True))
     except ValueError as error:
         raise InputError(f"LoRA finds no layers in this model: {error}", "base", "take another base model") from error
+    for parameter in adapter_parameters(wrapped).values():
+        parameter.data = parameter.data.to(torch.float32 if options.adapter_bits == 32 else torch.bfloat16)
+    return wrapped
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -162,9 +162,9 @@ def test_a_full_disk_while_the_adapter_is_written_leaves_the_checkpoint(
 def test_too_little_space_is_told_before_the_first_step(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
+    run = make_run()
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr("mrp.files.shutil.disk_usage", lambda _: usage)
-    run = make_run()
     with pytest.raises(SetupError, match="the adapter with its checkpoint needs"):
         train(run)
     assert not (run.folder / "checkpoint").exists()

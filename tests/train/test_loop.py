@@ -38,7 +38,7 @@ from mrp.files import folder_lock, sha256_file
 from mrp.models.load import hardware, load_model, load_tokenizer
 from mrp.play.engine import Sampling, TransformersEngine
 from mrp.render import ChatTemplate
-from mrp.train import checkpoint, loop
+from mrp.train import checkpoint, loop, passes
 from mrp.train.checkpoint import read_state
 from mrp.train.loop import RUNNING_LOG, train
 from mrp.train.lora import load_adapter
@@ -352,14 +352,14 @@ def test_a_loss_that_explodes_later_leaves_the_last_checkpoint(
     run, whole = make_run(), uninterrupted()
     epoch = [row["epoch"] for row in read_log(whole)].count(1)
     calls = 0
-    real = loop.token_losses
+    real = passes.token_losses
 
     def exploding(*given: Any) -> Any:
         nonlocal calls
         calls += 1
         return real(*given) * (float("inf") if calls == epoch + 2 else 1.0)
 
-    monkeypatch.setattr(loop, "token_losses", exploding)
+    monkeypatch.setattr(passes, "token_losses", exploding)
     with pytest.raises(InputError, match=f"step {epoch + 2} has the loss inf"):
         train(run)
     state = read_state(run.folder)
