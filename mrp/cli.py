@@ -102,6 +102,8 @@ def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, deb
         raise typer.Exit(fault.exit_code) from None
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
+    if code := getattr(result, "exit_code", 0):  # of `mrp doctor`, whose result is a judgement
+        raise typer.Exit(code)
 
 
 def _fault(error: BaseException) -> MrpError:
@@ -438,6 +440,17 @@ def card_export(
     from mrp.cards.hand_out import export_card
 
     return export_card(_load(run), character, out, report)
+
+
+@command(app, "doctor")
+def doctor_command(
+    report: Reporter,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run, or a model folder.")] = None,
+) -> Any:
+    """Look at this machine, and at a run: what is fit, what is not, and how to fix it."""
+    from mrp.doctor import doctor_command
+
+    return doctor_command(run, report)
 
 
 @command(app, "version")

@@ -54,12 +54,11 @@ class _Pipeline:
         self.report.line(f"   {duration_text(took)}")
 
     def pull(self) -> bool:
-        from mrp.models.bases import KNOWN_BASES, find_base, is_pulled
+        from mrp.models.bases import find_base, is_missing
         from mrp.models.pull import pull
 
         name = self.run.config.base
-        is_folder = (self.run.path.parent / name).is_dir()
-        if not is_folder and name in KNOWN_BASES and not is_pulled(KNOWN_BASES[name]):
+        if is_missing(name, self.run.path.parent):
             pull(name, report=self.report)
             return True
         self.report.line(f"   {find_base(name, self.run.path.parent)} is here")

