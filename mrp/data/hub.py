@@ -23,6 +23,7 @@ from urllib.parse import unquote
 from mrp.data.detect import ending
 from mrp.errors import InputError, MrpError, SetupError
 from mrp.files import fingerprint, read_json, size_text, write_json
+from mrp.hub_errors import first_line, refusals_told, status_of
 from mrp.report import SILENT, Reporter
 
 PREFIX = "hf:"
@@ -186,44 +187,21 @@ def _told(spec: Spec) -> Iterator[None]:
 
     # Its client has changed its own HTTP library before; whatever it is, this is that library's base of all errors.
     transport_error: type[Exception] = errors.HTTPError
-    where = spec.text
-    page = f"huggingface.co/datasets/{spec.repo}"
     try:
-        yield
-    except errors.GatedRepoError:
-        fix = f"ask for access at {page}, then `hf auth login` (or set HF_TOKEN)"
-        raise SetupError(f"{spec.repo} is gated: its owner must let you in", where, fix) from None
-    except errors.DisabledRepoError:
-        raise InputError(f"{spec.repo} was closed by the hub", where, "choose another dataset") from None
-    except errors.RepositoryNotFoundError:
-        fix = "check the spelling; for a private one `hf auth login` (or set HF_TOKEN)"
-        raise InputError(f"no dataset {spec.repo} on the hub (or it is private)", where, fix) from None
-    except errors.RevisionNotFoundError:
-        fix = f"name a branch, tag or commit that {page} has"
-        raise InputError(f"{spec.repo} has no revision {spec.revision!r}", where, fix) from None
-    except errors.HFValidationError as error:
-        raise InputError(f"{spec.repo!r} cannot be a dataset: {error}", where, "write hf:owner/name") from None
-    except errors.LocalEntryNotFoundError as error:
-        raise _OfflineError(_first_line(error)) from None
+        page = f"https://huggingface.co/datasets/{spec.repo}"
+        with refusals_told("dataset", spec.repo, spec.revision, spec.text, page):
+            yield
     except errors.HfHubHTTPError as error:
         raise _http_error(error, spec) from None
-    except (transport_error, ConnectionError, TimeoutError) as error:
-        raise _OfflineError(_first_line(error)) from None
+    except (errors.LocalEntryNotFoundError, transport_error, ConnectionError, TimeoutError) as error:
+        raise _OfflineError(first_line(error)) from None
 
 
 def _http_error(error: Any, spec: Spec) -> MrpError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 429:
+    if status_of(error) == 429:
         fix = "wait some minutes; with a token (`hf auth login`) more requests are allowed"
         return SetupError("the hub asks to wait: too many requests (429)", spec.text, fix)
-    if status in (401, 403):
-        fix = "`hf auth login` (or set HF_TOKEN) with a token that may read it"
-        return SetupError(f"the hub does not let us read {spec.repo} ({status})", spec.text, fix)
-    return SetupError(f"the hub answers {status}: {_first_line(error)}", spec.text, "try again later")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return SetupError(f"the hub answers {status_of(error)}: {first_line(error)}", spec.text, "try again later")
 
 
 # --- What was downloaded before ---------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from mrp.errors import InputError, SetupError
 from mrp.files import write_json
 
 CONTROL, USER_DEFINED = 3, 4  # token types of the GGUF format
+WHOLE_WORDS_FIRST = ("llama-bpe",)  # families that take a word of the vocabulary whole, before any merge
+COMPOSED = ("qwen2",)  # families whose tokenizer composes letters first
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:
@@ -49,21 +51,26 @@ def read_fields(gguf: Path) -> dict[str, Any]:
 
 def build_tokenizer(fields: dict[str, Any], where: str) -> Any:
     """The fast tokenizer that GGUF metadata describes, chat template included (a `PreTrainedTokenizerFast`)."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
     pre = _pre_tokenizer(fields, where)
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    whole_first = fields.get("tokenizer.ggml.pre") in WHOLE_WORDS_FIRST
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole_first))
     backend.pre_tokenizer = pre
+    if fields.get("tokenizer.ggml.pre") in COMPOSED:
+        backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     added = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
     backend.add_special_tokens([AddedToken(token, normalized=False) for token, kind in added if kind == CONTROL])
     backend.add_tokens([AddedToken(token, normalized=False) for token, kind in added if kind == USER_DEFINED])
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    if fields.get("tokenizer.ggml.add_bos_token") and (bos := ids["bos_token"]) is not None:
+        backend.post_processor = processors.TemplateProcessing(f"{tokens[bos]} $A", None, [(tokens[bos], bos)])
     context_tokens = fields[f"{fields['general.architecture']}.context_length"]
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -76,14 +83,24 @@ def build_tokenizer(fields: dict[str, Any], where: str) -> Any:
 
 def _pre_tokenizer(fields: dict[str, Any], where: str) -> Any:
     """How the text is cut before BPE: by the name that llama.cpp gives to the family."""
+    from tokenizers import Regex
     from tokenizers import pre_tokenizers as p
+
+    from mrp.models.gguf_vocab import GPT4
+
+    def by_words(most_digits: str) -> Any:
+        split = p.Split(Regex(GPT4.replace("DIGITS", most_digits)), "isolated")
+        return p.Sequence([split, p.ByteLevel(add_prefix_space=False, use_regex=False)])
 
     known: dict[tuple[str, str], Callable[[], Any]] = {
         ("gpt2", "gpt-2"): lambda: p.ByteLevel(add_prefix_space=False),
         ("gpt2", "smollm"): lambda: p.Sequence([p.Digits(individual_digits=True), p.ByteLevel(add_prefix_space=False)]),
+        ("gpt2", "qwen2"): lambda: by_words("1"),
+        ("gpt2", "llama-bpe"): lambda: by_words("3"),
+        ("gpt2", "dbrx"): lambda: by_words("3"),
     }
     family = (fields.get("tokenizer.ggml.model", ""), fields.get("tokenizer.ggml.pre", ""))
-    if family not in known or fields.get("tokenizer.ggml.add_bos_token"):
+    if family not in known:
         raise InputError(
             f"this version cannot read a tokenizer of the kind {'/'.join(family)} from a GGUF",
             f"{where}: tokenizer.ggml.pre",

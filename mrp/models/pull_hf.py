@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from mrp.errors import InputError, SetupError
+from mrp.errors import SetupError
+from mrp.hub_errors import first_line, refusals_told, status_of
 from mrp.models.hub_files import BrokenError, Listing, RemoteFile, Tell, UnreachableError, WrongHashError
 
 CHUNK_BYTES = 1 << 20
@@ -184,43 +185,20 @@ def _told(repo: str, revision: str | None, file: str = "") -> Iterator[None]:
     # Its client has changed its own HTTP library before; whatever it is, this is that library's base of all errors.
     transport_error: type[Exception] = errors.HTTPError
     where = f"hf:{repo}" + (f"@{revision}" if revision else "") + (f"/{file}" if file else "")
-    page = f"{_endpoint() or 'https://huggingface.co'}/{repo}"
     try:
-        yield
-    except errors.GatedRepoError:
-        fix = f"accept its licence at {page}, then `hf auth login` (older: `huggingface-cli login`), or set HF_TOKEN"
-        raise SetupError(f"{repo} is gated: its licence must be accepted first", where, fix) from None
-    except errors.DisabledRepoError:
-        raise InputError(f"{repo} was closed by the hub", where, "choose another model") from None
-    except errors.RepositoryNotFoundError:
-        fix = "check the spelling; for a private one `hf auth login` (or set HF_TOKEN)"
-        raise InputError(f"no model {repo} on the hub (or it is private)", where, fix) from None
-    except errors.RevisionNotFoundError:
-        fix = f"name a branch, tag or commit that {page} has"
-        raise InputError(f"{repo} has no revision {revision!r}", where, fix) from None
-    except errors.EntryNotFoundError:
-        raise SetupError(f"{file} is listed, but the hub does not have it", where, "try again later") from None
-    except errors.HFValidationError as error:
-        raise InputError(f"{repo!r} cannot be a model: {error}", where, "write hf:owner/name") from None
+        with refusals_told("model", repo, revision, where, f"{_endpoint() or 'https://huggingface.co'}/{repo}", file):
+            yield
     except errors.HfHubHTTPError as error:
-        raise _http_error(error, repo, where) from None
+        raise _http_error(error, where) from None
     except (transport_error, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
         if file:
             raise BrokenError(first_line(error)) from None
         raise UnreachableError(first_line(error)) from None
 
 
-def _http_error(error: Any, repo: str, where: str) -> Exception:
-    response: Any = getattr(error, "response", None)
-    status = getattr(response, "status_code", 0)
+def _http_error(error: Any, where: str) -> Exception:
+    status = status_of(error)
     if status in AGAIN:
-        said = response.headers.get("Retry-After", "")
+        said = error.response.headers.get("Retry-After", "")
         return BrokenError(f"the hub answers {status}", float(said) if said.isdecimal() else None)
-    if status in (401, 403):
-        fix = "`hf auth login` (or set HF_TOKEN) with a token that may read it"
-        return SetupError(f"the hub does not let us read {repo} ({status})", where, fix)
     return SetupError(f"the hub answers {status}: {first_line(error)}", where, "try again later")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

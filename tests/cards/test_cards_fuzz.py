@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_cards import V1, V2, V3, base64_of, png_with, text_chunk
+from mutations import changed, changes
 
 from mrp.cards.take_in import import_cards
 from mrp.cast import load_cast
@@ -53,27 +54,6 @@ PIECES = [
         "　：".encode(),
     ),
 ]
-places = st.floats(0, 1)
-changes = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), places, st.sampled_from(PIECES) | st.binary(max_size=4)),
-        st.tuples(st.just("cut"), places, st.integers(1, 60)),
-        st.tuples(st.just("flip"), places, st.integers(1, 255)),
-    ),
-    max_size=4,
-)
-
-
-def changed(data: bytes, steps: list[tuple[str, float, Any]]) -> bytes:
-    for what, place, value in steps:
-        at = int(place * len(data))
-        if what == "put":
-            data = data[:at] + value + data[at:]
-        elif what == "cut":
-            data = data[:at] + data[at + value :]
-        elif at < len(data):
-            data = data[:at] + bytes([data[at] ^ value]) + data[at + 1 :]
-    return data
 
 
 def import_and_read(folder: Path, name: str, content: bytes) -> bool:
@@ -102,7 +82,7 @@ def test_good_cards_become_characters(tmp_path: Path, card: dict[str, Any]) -> N
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(card=st.sampled_from([V1, V2, V3]), steps=changes)
+@given(card=st.sampled_from([V1, V2, V3]), steps=changes(PIECES, 4))
 def test_changed_json_is_a_card_or_refused(tmp_path: Path, card: dict[str, Any], steps: list[Any]) -> None:
     raw = changed(json.dumps(card).encode(), steps)
     import_and_read(tmp_path / "a", "a.json", raw)
@@ -110,6 +90,6 @@ def test_changed_json_is_a_card_or_refused(tmp_path: Path, card: dict[str, Any],
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from(["tEXt", "zTXt", "iTXt", "iTXt deflated"]), steps=changes)
+@given(kind=st.sampled_from(["tEXt", "zTXt", "iTXt", "iTXt deflated"]), steps=changes(PIECES, 4))
 def test_changed_picture_is_a_card_or_refused(tmp_path: Path, kind: str, steps: list[Any]) -> None:
     import_and_read(tmp_path / "a", "a.png", changed(png_with(text_chunk("chara", base64_of(V2), kind)), steps))

@@ -164,7 +164,7 @@ def test_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ("status", "code", "kind", "words", "fix"),
     [
         (401, "RepoNotFound", InputError, "no dataset someone/talks", "spelling"),
-        (403, "GatedRepo", SetupError, "gated", "ask for access"),
+        (403, "GatedRepo", SetupError, "gated", "accept its licence"),
         (429, "", SetupError, "too many requests", "wait"),
         (500, "", SetupError, "answers 500", "later"),
         (403, "", SetupError, "does not let us", "HF_TOKEN"),

@@ -15,6 +15,7 @@ import pytest
 from dialogue_rows import pair, scene
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import changed, changes
 
 from mrp.cast import Cast
 from mrp.data import stream, window
@@ -136,34 +137,6 @@ PIECES = [
         b" ",
     ),
 ]
-places = st.floats(0, 1)
-changes = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), places, st.sampled_from(PIECES) | st.binary(max_size=4)),
-        st.tuples(st.just("cut"), places, st.integers(1, 40)),
-        st.tuples(st.just("again"), places, st.integers(1, 40)),
-        st.tuples(st.just("flip"), places, st.integers(1, 255)),
-        st.tuples(st.just("end"), places, st.just(0)),
-    ),
-    min_size=1,
-    max_size=5,
-)
-
-
-def changed(data: bytes, steps: list[tuple[str, float, Any]]) -> bytes:
-    for what, place, value in steps:
-        at = int(place * len(data))
-        if what == "put":
-            data = data[:at] + value + data[at:]
-        elif what == "cut":
-            data = data[:at] + data[at + value :]
-        elif what == "again":
-            data = data[: at + value] + data[at:]
-        elif what == "flip" and at < len(data):
-            data = data[:at] + bytes([data[at] ^ value]) + data[at + 1 :]
-        elif what == "end":
-            data = data[:at]
-    return data
 
 
 def read_all(path: Path, cast: Cast | None, owner: str | None = None) -> list[ReadLine]:
@@ -205,7 +178,7 @@ def test_good_file_is_read(tmp_path: Path, cast: Cast, name: str) -> None:
 
 @pytest.mark.parametrize("name", GOOD)
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=changes, owner=st.sampled_from([None, "tang"]), with_cast=st.booleans())
+@given(steps=changes(PIECES), owner=st.sampled_from([None, "tang"]), with_cast=st.booleans())
 def test_changed_file_is_read_or_refused(
     tmp_path: Path, cast: Cast, name: str, steps: list[Any], owner: str | None, with_cast: bool
 ) -> None:
@@ -225,7 +198,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, cast: Cast, name: str, da
 
 @pytest.mark.parametrize("name", ["array.json", "object.json", "book.json"])
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=changes, block=st.integers(1, 200))
+@given(steps=changes(PIECES), block=st.integers(1, 200))
 def test_window_of_any_size_gives_the_same(tmp_path: Path, cast: Cast, name: str, steps: list[Any], block: int) -> None:
     path = tmp_path / name
     path.write_bytes(changed(GOOD[name](), steps))
@@ -236,7 +209,7 @@ def test_window_of_any_size_gives_the_same(tmp_path: Path, cast: Cast, name: str
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(sorted(GOOD)), steps=changes, to=st.sampled_from(FORMATS_OUT))
+@given(name=st.sampled_from(sorted(GOOD)), steps=changes(PIECES), to=st.sampled_from(FORMATS_OUT))
 def test_what_was_converted_is_good(tmp_path: Path, cast: Cast, name: str, steps: list[Any], to: str) -> None:
     path, out = tmp_path / name, tmp_path / f"out{'.parquet' if to == 'parquet' else '.jsonl'}"
     out.unlink(missing_ok=True)
