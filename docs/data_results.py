@@ -38,7 +38,9 @@ Made by `python docs/data_results.py SHARED_DATA` (the corpora are not in this r
 
 ## `mrp data check`
 
-| set | lines | usable | understood as | rejected | odd | repeated in part | largest to smallest character (lines, turns, tokens) |
+Ratios are those of the largest to the smallest character, by lines, turns and tokens.
+
+| set | lines | usable | understood as | rejected | odd | repeated in part | ratios |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
@@ -90,7 +92,8 @@ def draw(title: str, report: CheckReport) -> list[str]:
 
 def builds(data: Path) -> str:
     """The examples built as they are, and with near-duplicates left out."""
-    text = "## `mrp data build`\n\n| example | options | kept of lines | rejected | train / held out | groups (largest) |\n"
+    text = "## `mrp data build`\n\n"
+    text += "| example | options | kept of lines | rejected | train / held out | groups (largest) |\n"
     text += "| --- | --- | --- | --- | --- | --- |\n"
     with tempfile.TemporaryDirectory() as folder:
         for example in ("pilgrims", "xiyou", "shakespeare"):

@@ -286,6 +286,20 @@ def data_recipe(
     return run_recipe(name, sources, out, shuffle, report).as_json()
 
 
+@command(app, "plan")
+def plan(
+    report: Reporter,
+    target: Annotated[str, typer.Argument(metavar="RUN|PRESET", help="A run file, a run folder, or a preset.")] = ".",
+    for_: Annotated[str, typer.Option("--for", help="train or chat.")] = "train",
+    gpu_memory: Annotated[str | None, typer.Option(help="What must suffice, such as 8GiB; a plan is made.")] = None,
+    set_: SET = None,
+) -> Any:
+    """Predict a run's GPU memory by parts, and choose options that fit a GPU."""
+    from mrp.plan.command import plan_command
+
+    return plan_command(target, for_, gpu_memory, _given(set_), report)
+
+
 @command(app, "train")
 def train_command(
     report: Reporter,
@@ -296,20 +310,23 @@ def train_command(
     set_: SET = None,
 ) -> Any:
     """Train the adapter on the built data."""
+    from mrp.plan.command import warn_if_too_large
     from mrp.train.loop import train
 
-    record = train(_load(run, set_), order=order, resume=resume, restart=restart, report=report)
+    loaded = _load(run, set_)
+    warn_if_too_large(loaded, report)
+    record = train(loaded, order=order, resume=resume, restart=restart, report=report)
     return {"measures": record["measures"], "order": record["order"]}
 
 
 @command(app, "merge")
 def merge_command(
-    paths: Annotated[list[str], typer.Argument(metavar="RUN | BASE ADAPTER", show_default=False)],
+    paths: Annotated[list[str], typer.Argument(metavar="RUN | BASE ADAPTER[=WEIGHT]... | MODEL", show_default=False)],
     report: Reporter,
     out: Annotated[Path | None, typer.Option(help="Where to write; a run has its own place.")] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Largest file, such as 2GB.")] = None,
 ) -> Any:
-    """Fold the adapter into its base model, and check the result against base + adapter."""
+    """Fold adapters into their base model, and check the result; or write a MODEL in files of another length."""
     from mrp.models.merge import merge_command
 
     return merge_command(paths, out, max_shard_size, report)

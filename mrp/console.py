@@ -87,7 +87,8 @@ def check_command(
     if page is not None:
         from mrp.data.report_page import write_report
 
-        write_report(page, found.tally, found.faults, found.examples, title=", ".join(p.name for p in paths), cast=known or found.cast)
+        title = ", ".join(path.name for path in paths)
+        write_report(page, found.tally, found.faults, found.examples, title, cast=known or found.cast)
         report.result(f"wrote {page}")
     total = sum(found.counts.values()) + len(found.problems)
     faults = [*found.problems, *(fault.as_error() for fault in found.faults)]

@@ -94,6 +94,7 @@ def test_lines_that_head_and_tail_both_took_are_trained_twice_as_then(replayed: 
 def test_the_merged_model_answers_as_a_character(replayed: Path) -> None:
     run = replayed / "runs" / "xiyou_7b"
     cast = replayed / "examples" / "xiyou-2024" / "cast.yaml"
-    done = mrp("chat", run / "merged", "--cast", cast, "--as", "孙悟空", "--seed", "1", "--json", stdin="你是谁？\n/quit\n")
+    options = ("--cast", cast, "--as", "孙悟空", "--seed", "1", "--json")
+    done = mrp("chat", run / "merged", *options, stdin="你是谁？\n/quit\n")
     assert done.code == 0, done.err
     assert done.json["turns"][-1]["speaker"] == "swk"

@@ -367,10 +367,9 @@ def _groups(table: Table, open_: Bools, report: Reporter) -> Ints:
     return group
 
 
-def leaks(table: Table, decided: Decided, report: Reporter = SILENT) -> list[tuple[int, int]]:
-    """Pairs of scenes as like as near-duplicates are, one trained and one held out; [] after a strict split."""
+def leaks(table: Table, decided: Decided, trained: Bools, report: Reporter = SILENT) -> list[tuple[int, int]]:
+    """Pairs of scenes that are alike, one of them `trained` and one held out; [] after a strict split."""
     from mrp.data.leaks import straddling
 
-    used = decided.kept & ~table.made
-    sides = np.where(used, np.where(decided.held, 1, 0), -1)
+    sides = np.where(decided.held, 1, np.where(trained, 0, -1))
     return [(pair.train, pair.held_out) for pair in straddling(sides, table.text, ALIKE, report)]

@@ -18,6 +18,7 @@ from mrp.config import Run
 from mrp.errors import InputError
 from mrp.files import fingerprint, read_json, sha256_file
 from mrp.models.bases import model_identity
+from mrp.plan.command import predicted_memory
 from mrp.train import full, lora
 from mrp.train.checkpoint import State
 from mrp.train.steps import Plan
@@ -129,6 +130,7 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
         "template": state.inputs["template"],
         "order": {"asked": run.config.data.order} | realised_order(log),
         **machine,
+        **_memory_predicted(run, plan, machine),
         "versions": versions(),
         "measures": {
             "steps": state.step,
@@ -142,3 +144,13 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
             "epochs": state.epochs,
         },
     }
+
+
+def _memory_predicted(run: Run, plan: Plan, machine: dict[str, Any]) -> dict[str, Any]:
+    """What `mrp plan` would have said of this training's GPU memory, beside what was measured."""
+    if "gpu_memory_mib" not in machine:
+        return {}
+    rows = [
+        [(len(item.rendered.input_ids), item.rendered.labelled) for item in row] for s in plan.steps for row in s.rows
+    ]
+    return {"gpu_memory_predicted_mib": predicted_memory(run, rows, machine["kernels"])}

@@ -81,7 +81,8 @@ def write_run(
         for who, (full, persona, _) in PEOPLE.items()
     ]
     cast = {"characters": characters, "dialogues": ["together.jsonl"] if scenes["together.jsonl"] else []}
-    options = {"base": str(base), "seed": seed, "data": {"order": order, "replay": replay}, "train": FAST | train_options}
+    data = {"order": order, "replay": replay}
+    options = {"base": str(base), "seed": seed, "data": data, "train": FAST | train_options}
     (folder / "cast.yaml").write_text(yaml.safe_dump(cast), encoding="utf-8")
     (folder / "mrp.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
     run = load_run(folder / "mrp.yaml")

@@ -1,0 +1,66 @@
+"""The GPU memory of a chat: weights in 16, 8 or 4 bit, keys and values of the context, CUDA's context.
+
+    predict_chat(shape, bits=4, context_tokens=4096).in_all / 2**30
+
+Arithmetic; unlike a training's it was not held against a measurement yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mrp.errors import InputError
+from mrp.plan.choose import SPARE, usable
+from mrp.plan.shapes import ModelShape
+from mrp.plan.training import CONTEXT, MIB, WORKSPACE, quant_state_bytes
+
+SHORTEST = 256  # tokens of context
+
+
+@dataclass(frozen=True)
+class ChatPrediction:
+    """Bytes by part, for weights of `bits` and a context of `context_tokens`."""
+
+    parts: dict[str, int]
+    bits: int
+    context_tokens: int
+
+    @property
+    def in_all(self) -> int:
+        return sum(self.parts.values())
+
+
+def predict_chat(shape: ModelShape, bits: int, context_tokens: int) -> ChatPrediction:
+    """What a merged model takes; embedding and head stay in 16 bit, as bitsandbytes leaves them."""
+    numbers = shape.layers * shape.block_weights
+    table = 2 * shape.vocabulary * shape.hidden
+    parts = {f"{bits}-bit weights": numbers * bits // 8}
+    if bits == 8:  # an fp32 scale for each output
+        parts["quantisation state"] = 4 * shape.layers * sum(out for out, _ in shape.linears)
+    if bits == 4:
+        parts["quantisation state"] = shape.layers * sum(quant_state_bytes(out * into) for out, into in shape.linears)
+    parts["embedding and head"] = table if shape.tied else 2 * table
+    parts["norms and biases"] = 2 * shape.small_weights
+    parts["keys and values"] = 2 * 2 * shape.layers * shape.key * context_tokens
+    # the prompt goes through a block at once: stream, norm in fp32, gate, up and their product; a matrix written out
+    parts["reading the prompt"] = 2 * context_tokens * (4 * shape.hidden + 3 * shape.inner)
+    if bits != 16:
+        parts["a matrix in 16 bit"] = 2 * max(out * into for out, into in shape.linears)
+    parts |= {"workspace": WORKSPACE, "CUDA context": CONTEXT}
+    return ChatPrediction(parts, bits, context_tokens)
+
+
+def choose_chat(shape: ModelShape, context_tokens: int, budget: int) -> ChatPrediction:
+    """The most bits that fit with the context asked for, else 4 bit with the longest; `InputError` if none fits."""
+    for bits in (16, 8, 4):
+        found = predict_chat(shape, bits, context_tokens)
+        if found.in_all <= usable(budget):
+            return found
+    fixed = predict_chat(shape, 4, 0).in_all
+    each = predict_chat(shape, 4, 1).in_all - fixed
+    longest = (usable(budget) - fixed) // each // 64 * 64
+    if longest >= SHORTEST:
+        return predict_chat(shape, 4, longest)
+    need = predict_chat(shape, 4, SHORTEST).in_all / (1 - SPARE) / MIB
+    what = f"{shape.name} cannot chat in {budget / MIB:,.0f} MiB: in 4 bit with {SHORTEST} tokens it takes {need:,.0f}"
+    raise InputError(what, "--gpu-memory", "take a smaller base, or a GGUF on the CPU (`mrp export --to gguf`)")
