@@ -75,9 +75,11 @@ class _Pipeline:
         return fresh
 
     def train(self) -> bool:
+        from mrp.plan.command import warn_if_too_large
         from mrp.train.checkpoint import checkpoint_folder
         from mrp.train.loop import train
 
+        warn_if_too_large(self.run, self.report)
         before = self.run.record.stat().st_mtime_ns if self.run.record.is_file() else 0
         resume = not self.restart and checkpoint_folder(self.run.folder).is_dir()
         try:

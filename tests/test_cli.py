@@ -60,6 +60,18 @@ def test_all_commands_of_the_contract_that_are_built_are_here() -> None:
         ("data", "check"),
         ("data", "build"),
         ("data", "show"),
+        ("data", "convert"),
+        ("data", "recipe"),
+        ("data", "merge"),
+        ("plan",),
+        ("export",),
+        ("doctor",),
+        ("import", "xtuner"),
+        ("convert", "internlm2-to-llama"),
+        ("convert", "llama-to-internlm2"),
+        ("convert", "pth-to-hf"),
+        ("card", "import"),
+        ("card", "export"),
     }
 
 

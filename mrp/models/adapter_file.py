@@ -1,19 +1,20 @@
-"""A LoRA adapter in PEFT's format, read for merging: matched with the base's files, and refused by name where it is
-more than LoRA's plain sum.
+"""A LoRA adapter in PEFT's format, matched with the base's files, and refused by name where it cannot be merged
+exactly.
 
-    pairs = read_adapter(Path("run/adapter"), base, read_weights(base))
-    pairs["model.layers.0.self_attn.q_proj"].scale           # alpha / rank
+    adapter = read_whole_adapter(Path("run/adapter"), base, read_weights(base))
+    adapter.pairs["model.layers.0.self_attn.q_proj"].scale           # alpha / rank
+    adapter.replaced                                                 # weights it brings whole: modules_to_save
+    pairs = read_adapter(Path("run/adapter"), base, read_weights(base))     # plain LoRA alone; all else is refused
 
-What an adapter adds to the weight of a linear layer is `scale * B @ A` (Hu et al. 2021, arXiv 2106.09685), with
-scale = alpha / rank, or alpha / sqrt(rank) if it is rank-stabilised (Kalajdzievski 2023, arXiv 2312.03732).
+What an adapter adds to the weight of a linear layer is `scale * B @ A` (Hu et al. 2021, arXiv 2106.09685); DoRA then
+gives each row a trained length (Liu et al. 2024, arXiv 2402.09353).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +22,22 @@ import torch
 
 from mrp.errors import InputError, MrpError, raise_all
 from mrp.files import read_json
+from mrp.models.adapter_options import PLAIN, config_faults, rank_and_scale, read_config
 from mrp.models.internlm2_layout import llama_modules
-from mrp.models.shards import FLOATS, StoredTensor, read_header, read_matrix
-from mrp.train.lora import check_adapter_folder
+from mrp.models.shards import FLOATS, StoredTensor, has_bad_number, read_header, read_matrix
+from mrp.train.lora import CONFIG, WEIGHTS
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
-PLAIN = "use a plain LoRA adapter, as `mrp train` makes"
-
-USED = (
-    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-)
-WITHOUT_EFFECT = (  # on the sum: they belong to training, or say where the adapter comes from
-    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
-    *("lora_dropout", "runtime_config", "megatron_core", "qalora_group_size"),
-    *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),  # see INITS
-)
-REFUSED = {
-    "use_dora": "DoRA also rescales each row of the weight by a trained magnitude",
-    "modules_to_save": "it replaces whole modules of the base",
-    "trainable_token_indices": "it changes rows of the embedding, which the base may share with its head",
-    "fan_in_fan_out": "its layers keep their weights transposed",
-    "lora_bias": "its layers add a trained bias",
-    "target_parameters": "it changes parameters that are not linear layers (experts of a mixture)",
-    "layer_replication": "it uses layers of the base several times, so the merged model would have others",
-    "alora_invocation_tokens": "it works only after certain tokens (activated LoRA), and a merged weight always does",
-    "use_qalora": "its input is pooled in groups (QALoRA)",
-    "use_bdlora": "its matrices are block-diagonal (BD-LoRA)",
-    "arrow_config": "it mixes several adapters anew for each token (Arrow)",
-    "kasa_config": "it has a third factor and cuts the base's weights (KaSA)",
-    "monteclora_config": "its weights are drawn at random (MonteCLoRA)",
-    "megatron_config": "it was made for Megatron's layers",
-    "ensure_weight_tying": "it changes embedding and head together",
+OTHER_BASE = "merge into the base model that the adapter was trained on (base_model_name_or_path)"
+HALVES = {  # ends of keys in the adapter's file
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_embedding_A": "embedding A",
+    ".lora_embedding_B": "embedding B",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",  # of older PEFT
 }
-INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base's weights alone
-KEY_REASONS = {  # parts of keys in the adapter's file that are not A or B of a linear layer
-    "lora_embedding": "LoRA on an embedding",
-    "lora_magnitude_vector": "a magnitude of DoRA",
-    "modules_to_save": "a whole module that replaces the base's",
+KEY_REASONS = {  # parts of other keys
     "trainable_tokens": "trained rows of an embedding",
     "lora_A.bias": "a trained bias",
     "lora_B.bias": "a trained bias",
@@ -68,101 +46,97 @@ KEY_REASONS = {  # parts of keys in the adapter's file that are not A or B of a 
 
 @dataclass(frozen=True)
 class Pair:
-    """What the adapter adds to the weight of one linear layer: `scale * B @ A`."""
+    """What the adapter adds to one layer's weight: `scale * B @ A`, and for an embedding its transpose."""
 
     a: StoredTensor  # (rank, in)
     b: StoredTensor  # (out, rank)
     scale: float
+    magnitude: StoredTensor | None = None  # (out,): DoRA's length of each row
+    is_embedding: bool = False  # its weight is (in, out): in are the tokens
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B in float32."""
         return read_matrix(self.a), read_matrix(self.b)
 
+    def addends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows, rank) and (rank, columns) in float32, whose product is what is added to the weight."""
+        a, b = self.factors()
+        return (a.T.contiguous() * self.scale, b.T.contiguous()) if self.is_embedding else (b * self.scale, a)
+
+
+@dataclass
+class Adapter:
+    """One adapter that fits its base: pairs by layer, and the weights (by name) that it brings whole."""
+
+    folder: Path
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    replaced: dict[str, StoredTensor] = field(default_factory=dict)
+    saved_modules: tuple[str, ...] = ()  # names of replaced weights that belong to modules_to_save
+
+    @property
+    def is_plain_sum(self) -> bool:
+        """True if it only adds: such adapters can be weighted and summed."""
+        return not self.replaced and not any(pair.magnitude for pair in self.pairs.values())
+
 
 def read_adapter(folder: Path, base: Path, weights: dict[str, StoredTensor]) -> dict[str, Pair]:
-    """The adapter's pairs by the name of their layer; `weights` are those of the folder `base`.
+    """The pairs of a plain LoRA adapter by the name of their layer; `weights` are those of the folder `base`.
 
-    Raises `InputError` with every reason that keeps the adapter from being merged exactly: options other than plain
-    LoRA, the embedding, a head that is tied to it, layers that the base lacks, shapes, ranks, halves, NaN, quantised
-    weights.
+    Raises `InputError` as `read_whole_adapter` does, and for whatever is more than LoRA on linear layers.
     """
-    config = _read_config(folder)
-    faults = [*_config_faults(folder, config), *_base_faults(base, weights)]
+    adapter = read_whole_adapter(folder, base, weights)
+    faults: list[MrpError] = []
+    for layer, pair in adapter.pairs.items():
+        where = f"{folder / WEIGHTS}: {layer}"
+        if pair.magnitude:
+            faults.append(InputError(f"{layer} has a magnitude of DoRA, which is more than a sum", where, PLAIN))
+        if pair.is_embedding:
+            faults.append(InputError(f"{layer} is LoRA on an embedding", where, PLAIN))
+    for name in adapter.replaced:
+        what = f"{name} replaces the base's (modules_to_save, or a saved embedding)"
+        faults.append(InputError(what, str(folder / WEIGHTS), PLAIN))
+    raise_all(f"{folder.name} is more than plain LoRA", faults)
+    return adapter.pairs
+
+
+def read_whole_adapter(folder: Path, base: Path, weights: dict[str, StoredTensor]) -> Adapter:
+    """Everything that the adapter in `folder` does to the base.
+
+    Raises `InputError` with every reason that keeps it from being merged exactly: options that are not honoured,
+    layers that the base lacks, shapes, ranks, halves, NaN, quantised weights.
+    """
+    config = read_config(folder)
+    faults = [*config_faults(folder, config), *_base_faults(base, weights)]
+    model = skeleton(base)
+    adapter = Adapter(folder)
     found: dict[str, dict[str, StoredTensor]] = {}
     for key, tensor in read_header(folder / WEIGHTS).items():
         layer, half = _layer_and_half(key)
         if half:
             found.setdefault(layer, {})[half] = tensor
+        elif (name := _replaced_name(key)) in weights or name == _head_name(model):
+            faults += _replacement_faults(name, tensor, model, config, weights, folder)
+            adapter.replaced[name] = tensor
         else:
             faults.append(_unknown_key(key, folder))
-    model = _skeleton(base)
-    pairs: dict[str, Pair] = {}
     for layer, halves in sorted(found.items()):
-        rank, scale = _rank_and_scale(config, layer)
-        problems = [*_layer_faults(layer, model, base, weights, folder), *_half_faults(layer, halves, rank)]
+        rank, scale = rank_and_scale(config, layer)
+        is_embedding = "embedding A" in halves or "embedding B" in halves
+        pair = {half.removeprefix("embedding "): tensor for half, tensor in halves.items()}
+        problems = [*_layer_faults(layer, model, base, weights, folder, is_embedding)]
+        problems += _half_faults(layer, pair, rank, bool(config.get("use_dora")) and not is_embedding)
         if not problems:
-            problems = [*_number_faults(layer, halves, weights[f"{layer}.weight"])]
-            pairs[layer] = Pair(halves["A"], halves["B"], scale)
+            adapter.pairs[layer] = Pair(pair["A"], pair["B"], scale, pair.get("magnitude"), is_embedding)
+            target = adapter.replaced.get(f"{layer}.weight") or weights.get(f"{layer}.weight")
+            problems = [*_number_faults(layer, adapter.pairs[layer], target or embedding_weight(model, weights))]
         faults += problems
-    if not found:
+    if not found and not adapter.replaced:
         faults.append(InputError("the adapter's file holds no LoRA weights", str(folder / WEIGHTS), PLAIN))
+    adapter.saved_modules = tuple(n for n in adapter.replaced if _is_saved(n.rpartition(".")[0], config))
     faults += _missing_layers(config, model, found, folder)
+    faults += _missing_modules(config, model, adapter, folder)
     raise_all(f"{folder.name} cannot be merged into {base.name}", faults)
-    return pairs
-
-
-# -- the config ----------------------------------------------------------------------------------------------------
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    check_adapter_folder(folder)
-    config = read_json(folder / CONFIG)
-    if not isinstance(config, dict):
-        raise InputError("adapter_config.json is not a JSON object", str(folder / CONFIG), "copy the file anew")
-    kind = config.get("peft_type")
-    if kind != "LORA":  # nothing else in it can be judged
-        raise InputError(f"an adapter of type {kind!r} cannot be merged", f"{folder / CONFIG}: peft_type", PLAIN)
-    return config
-
-
-def _config_faults(folder: Path, config: dict[str, Any]) -> Iterator[MrpError]:
-    for key, value in sorted(config.items()):
-        where = f"{folder / CONFIG}: {key}"
-        if key in REFUSED and value:
-            yield InputError(f"{key} is {_short(value)}: {REFUSED[key]}", where, PLAIN)
-        elif key not in (*USED, *WITHOUT_EFFECT, *REFUSED) and value:
-            what = f"{key} is {_short(value)}: this option is not known, and may change what the adapter computes"
-            yield InputError(what, where, PLAIN)
-    if config.get("bias", "none") != "none":
-        what = f"bias is {config['bias']!r}: it trains biases of the base"
-        yield InputError(what, f"{folder / CONFIG}: bias", PLAIN)
-    if (init := config.get("init_lora_weights", True)) not in INITS:
-        what = f"init_lora_weights is {init!r}: it changes the base's weights, so the adapter fits another base"
-        fix = "save it with PEFT's path_initial_model_for_weight_conversion, which makes it a plain LoRA"
-        yield InputError(what, f"{folder / CONFIG}: init_lora_weights", fix)
-    for key in ("r", "lora_alpha"):
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            yield InputError(f"{key} is {value!r}", f"{folder / CONFIG}: {key}", "restore the adapter's own file")
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(key) or {}, dict):
-            what, where = f"{key} is no mapping of layers to numbers", f"{folder / CONFIG}: {key}"
-            yield InputError(what, where, "restore the adapter's own file")
-
-
-def _rank_and_scale(config: dict[str, Any], layer: str) -> tuple[int, float]:
-    """Rank and scale of one layer; (0, 0) where the config has no numbers for them (a fault by itself)."""
-    from peft.utils.other import get_pattern_key
-
-    def of(pattern: str, default: str) -> Any:
-        special: Any = config.get(pattern)
-        special = special if isinstance(special, dict) else {}
-        return special.get(get_pattern_key(special.keys(), layer), config.get(default))
-
-    rank, alpha = of("rank_pattern", "r"), of("alpha_pattern", "lora_alpha")
-    if not isinstance(rank, int | float) or not isinstance(alpha, int | float) or not rank > 0:
-        return 0, 0.0
-    return int(rank), alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return adapter
 
 
 # -- the base ------------------------------------------------------------------------------------------------------
@@ -180,7 +154,7 @@ def _base_faults(base: Path, weights: dict[str, StoredTensor]) -> Iterator[MrpEr
         yield InputError(f"the base holds weights in {dtype}, such as {tensor.name}", str(tensor.path), fix)
 
 
-def _skeleton(base: Path) -> Any:
+def skeleton(base: Path) -> Any:
     """The base as transformers builds it, without numbers: which layers it has and what they are."""
     import transformers
 
@@ -196,15 +170,35 @@ def _skeleton(base: Path) -> Any:
         ) from error
 
 
+def name_of(model: Any, wanted: Any) -> str:
+    """The name of a module in the model; "" if it is not there."""
+    return next((name for name, module in model.named_modules() if module is wanted), "")
+
+
+def _head_name(model: Any) -> str:
+    return f"{name_of(model, model.get_output_embeddings())}.weight"
+
+
+def embedding_weight(model: Any, weights: dict[str, StoredTensor]) -> StoredTensor:
+    """The weight of the embedding in the files."""
+    return weights[f"{name_of(model, model.get_input_embeddings())}.weight"]
+
+
 # -- the layers ----------------------------------------------------------------------------------------------------
 
 
 def _layer_and_half(key: str) -> tuple[str, str]:
     """("model.layers.0.mlp.up_proj", "A") for the key of a half; ("", "") for anything else."""
-    for half in ("A", "B"):
-        if key.startswith(KEY_PREFIX) and key.endswith(f".lora_{half}.weight"):
-            return key.removeprefix(KEY_PREFIX).removesuffix(f".lora_{half}.weight"), half
+    for end, half in HALVES.items():
+        if key.startswith(KEY_PREFIX) and key.endswith(end):
+            return key.removeprefix(KEY_PREFIX).removesuffix(end), half
     return "", ""
+
+
+def _replaced_name(key: str) -> str:
+    """The name of the base's weight that a key without LoRA stands for."""
+    name = key.removeprefix(KEY_PREFIX).replace(".base_layer.", ".")
+    return re.sub(r"\.modules_to_save(\.default)?\.", ".", name)  # older PEFT writes it out
 
 
 def _unknown_key(key: str, folder: Path) -> InputError:
@@ -212,51 +206,78 @@ def _unknown_key(key: str, folder: Path) -> InputError:
     return InputError(f"{key} is {reason}", str(folder / WEIGHTS), PLAIN)
 
 
+def _is_saved(module: str, config: dict[str, Any]) -> bool:
+    """True if PEFT keeps a copy of this module: modules_to_save names it by its end ("norm": "input_layernorm" too)."""
+    return any(module.endswith(name) for name in config.get("modules_to_save") or ())
+
+
+def _replacement_faults(
+    name: str, tensor: StoredTensor, model: Any, config: dict[str, Any], weights: dict[str, StoredTensor], folder: Path
+) -> Iterator[MrpError]:
+    where = f"{folder / WEIGHTS}: {name}"
+    module = name.rpartition(".")[0]
+    is_vocabulary = name in (_head_name(model), embedding_weight(model, weights).name)
+    old = weights.get(name) or embedding_weight(model, weights)
+    if not is_vocabulary and not _is_saved(module, config):
+        yield InputError(f"{name} is brought whole, and modules_to_save does not name it", where, PLAIN)
+    if tensor.dtype not in FLOATS or old.dtype not in FLOATS:
+        what = f"{name} is stored as {tensor.dtype}, and in the base as {old.dtype}"
+        yield InputError(what, where, "save the adapter in float32, float16 or bfloat16")
+        return
+    skip = 1 if is_vocabulary else 0  # a vocabulary may have grown
+    if tensor.shape[skip:] != old.shape[skip:] or len(tensor.shape) > 2:
+        yield InputError(f"the adapter's {name} is {_shape(tensor)}, the base's is {_shape(old)}", where, OTHER_BASE)
+    elif has_bad_number(tensor):
+        yield InputError(f"{name} holds NaN or infinity", where, "train again, with a lower train.learning_rate")
+
+
 def _layer_faults(
-    layer: str, model: Any, base: Path, weights: dict[str, StoredTensor], folder: Path
+    layer: str, model: Any, base: Path, weights: dict[str, StoredTensor], folder: Path, is_embedding: bool
 ) -> Iterator[MrpError]:
     where = f"{folder / WEIGHTS}: {layer}"
-    other_base = "merge into the base model that the adapter was trained on (base_model_name_or_path)"
+    fix = OTHER_BASE
     try:
         module = model.get_submodule(layer)
     except AttributeError:
         if llama_modules(layer) not in ((), (layer,)) and layer != "output":
-            other_base = f"give it Llama's names first: mrp convert pth-to-hf {folder / CONFIG} {folder} NEW_ADAPTER"
-        yield InputError(f"the base has no layer {layer}", where, other_base)
+            fix = f"give it Llama's names first: mrp convert pth-to-hf {folder / CONFIG} {folder} NEW_ADAPTER"
+        yield InputError(f"the base has no layer {layer}", where, fix)
         return
-    if module is model.get_input_embeddings():
-        yield InputError(f"{layer} is the base's embedding, which LoRA must leave alone", where, PLAIN)
-    elif module is model.get_output_embeddings() and _is_tied(model, layer, weights):
-        what = f"{layer} is the base's head, and shares its weight with the embedding: the merge would change both"
-        yield InputError(what, where, "use base and adapter unmerged, or train without LoRA on the head")
-    elif not isinstance(module, torch.nn.Linear):
-        yield InputError(f"{layer} is a {type(module).__name__}, not a linear layer", where, PLAIN)
-    elif (stored := weights.get(f"{layer}.weight")) is None:
+    kind = torch.nn.Embedding if is_embedding else torch.nn.Linear
+    stored = weights.get(f"{layer}.weight")
+    is_head = module is model.get_output_embeddings()
+    if module is model.get_input_embeddings() and not is_embedding:
+        yield InputError(f"{layer} is the base's embedding, and its LoRA that of a linear layer", where, PLAIN)
+    elif not isinstance(module, kind):
+        what = "an embedding" if is_embedding else "a linear layer"
+        yield InputError(f"{layer} is a {type(module).__name__}, not {what}", where, PLAIN)
+    elif stored is None and not is_head:  # a tied head has no weight of its own
         what = f"the base's files have no {layer}.weight: this architecture keeps the layer under another name"
         yield InputError(what, where, "merge with PEFT itself (merge_and_unload): it needs the model in memory")
-    elif stored.dtype not in FLOATS:
+    elif stored and stored.dtype not in FLOATS:
         fix = "take the unquantised form of the base model"
         yield InputError(f"{layer}.weight is stored as {stored.dtype}: the base is quantised", stored.where, fix)
-    elif stored.shape != (module.out_features, module.in_features):
+    elif stored and stored.shape != tuple(module.weight.shape):
         what = f"{layer}.weight has shape {_shape(stored)}, and config.json says {_shape(module.weight)}"
         yield InputError(what, f"{base}", "copy the base model anew")
 
 
-def _is_tied(model: Any, head: str, weights: dict[str, StoredTensor]) -> bool:
-    """True if head and embedding are one weight: config.json says so, or the files hold no weight of the head."""
-    config = model.config.get_text_config()
-    return bool(getattr(config, "tie_word_embeddings", False)) or f"{head}.weight" not in weights
-
-
-def _half_faults(layer: str, halves: dict[str, StoredTensor], rank: int) -> Iterator[MrpError]:
+def _half_faults(layer: str, halves: dict[str, StoredTensor], rank: int, is_dora: bool) -> Iterator[MrpError]:
     where = next(iter(halves.values())).where
     if missing := {"A", "B"} - halves.keys():
         yield InputError(f"{layer} has no lora_{missing.pop()}: half of the pair is missing", where, "train it anew")
         return
+    magnitude = halves.get("magnitude")
+    if is_dora is not bool(magnitude):
+        what = f"{layer} has {'no' if is_dora else 'a'} magnitude of DoRA, and the config says use_dora {is_dora}"
+        fix = "restore the adapter's own adapter_config.json; DoRA on an embedding cannot be merged"
+        yield InputError(what, where, fix)
     for half, tensor in sorted(halves.items()):
         if tensor.dtype not in FLOATS:
             what = f"lora_{half} of {layer} is stored as {tensor.dtype}"
             yield InputError(what, tensor.where, "save the adapter in float32, float16 or bfloat16")
+        if half == "magnitude":
+            continue
         if len(tensor.shape) != 2:
             what = f"lora_{half} of {layer} has shape {_shape(tensor)}: not a linear layer"
             yield InputError(what, tensor.where, PLAIN)
@@ -265,15 +286,17 @@ def _half_faults(layer: str, halves: dict[str, StoredTensor], rank: int) -> Iter
             yield InputError(what, tensor.where, "restore the adapter's own adapter_config.json (r, rank_pattern)")
 
 
-def _number_faults(layer: str, halves: dict[str, StoredTensor], stored: StoredTensor) -> Iterator[MrpError]:
+def _number_faults(layer: str, pair: Pair, target: StoredTensor) -> Iterator[MrpError]:
     """Faults of a whole pair on its own weight: shapes, and NaN or infinity."""
-    a, b = halves["A"], halves["B"]
-    if (b.shape[0], a.shape[1]) != stored.shape:
-        what = f"the adapter's {layer} is {b.shape[0]}x{a.shape[1]}, the base's is {_shape(stored)}"
-        fix = "merge into the base model that the adapter was trained on (base_model_name_or_path)"
-        yield InputError(what, a.where, fix)
-    for half, tensor in sorted(halves.items()):
-        if not torch.isfinite(read_matrix(tensor)).all():
+    added = (pair.b.shape[0], pair.a.shape[1])
+    if (added[::-1] if pair.is_embedding else added) != target.shape:
+        what = f"the adapter's {layer} is {added[0]}x{added[1]}, the base's is {_shape(target)}"
+        yield InputError(what, pair.a.where, OTHER_BASE)
+    if pair.magnitude and pair.magnitude.shape != (pair.b.shape[0],):
+        what = f"the magnitude of {layer} has shape {_shape(pair.magnitude)}, and the layer {added[0]} rows"
+        yield InputError(what, pair.magnitude.where, OTHER_BASE)
+    for half, tensor in (("A", pair.a), ("B", pair.b), ("magnitude", pair.magnitude)):
+        if tensor and has_bad_number(tensor):
             what = f"lora_{half} of {layer} holds NaN or infinity"
             yield InputError(what, tensor.where, "train again, with a lower train.learning_rate")
 
@@ -287,23 +310,40 @@ def _missing_layers(config: dict[str, Any], model: Any, found: Iterable[str], fo
     if not targets or targets == "all-linear":
         return
     keys = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    layers = [n for n, m in model.named_modules() if isinstance(m, kinds) and not _is_saved(n, config)]
     try:
         wanted = peft.LoraConfig(**{key: config[key] for key in keys if config.get(key) is not None})
-        lacking = sorted(name for name in linear if check_target_module_exists(wanted, name) and name not in found)
+        lacking = sorted(name for name in layers if check_target_module_exists(wanted, name) and name not in found)
     except (TypeError, ValueError, re.error) as error:
         yield InputError(f"its layers cannot be told: {error}", str(folder / CONFIG), "restore the adapter's own file")
         return
     if lacking:
-        shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-        what = f"the config names layers that the adapter's file lacks: {shown}"
-        yield InputError(what, str(folder / WEIGHTS), "copy the adapter anew: file and config do not belong together")
+        yield _lacks(f"the config names layers that the adapter's file lacks: {_some(lacking)}", folder)
+
+
+def _missing_modules(config: dict[str, Any], model: Any, adapter: Adapter, folder: Path) -> Iterator[MrpError]:
+    """Weights of modules_to_save that the file lacks."""
+    wanted = [
+        f"{name}.{weight}"
+        for name, module in model.named_modules()
+        if _is_saved(name, config)
+        for weight, _ in module.named_parameters()
+    ]
+    if lacking := sorted({*wanted} - adapter.replaced.keys()):
+        yield _lacks(f"modules_to_save names weights that the adapter's file lacks: {_some(lacking)}", folder)
+    if config.get("modules_to_save") and not wanted:
+        what = f"modules_to_save is {config['modules_to_save']!r}, and the base has no such module"
+        yield InputError(what, f"{folder / CONFIG}: modules_to_save", OTHER_BASE)
+
+
+def _lacks(what: str, folder: Path) -> InputError:
+    return InputError(what, str(folder / WEIGHTS), "copy the adapter anew: file and config do not belong together")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _shape(tensor: Any) -> str:
     return "x".join(str(n) for n in tensor.shape)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,30 +1,42 @@
-"""Is the merged model the base with its adapter? Asked of PEFT, which has its own idea of what an adapter adds.
+"""Is the merged model the base with its adapters? Asked of PEFT, which has its own idea of what an adapter adds.
 
     found = verify(base, adapter, merged)       # what was compared, or an MrpError
 
 Three questions, from exact to whole:
 1. each changed weight is base + PEFT's own delta, up to one rounding to the number format of the file;
 2. every other weight is the base's, bit for bit;
-3. both models, computing in float32, say the same on a few texts (the probes), as `LARGEST_MEAN_KL` bounds it.
+3. both models, computing in float32, say the same on a few texts (the probes), as `LARGEST_MEAN_KL` bounds it, and go
+   on from them with the same words (greedy replies).
 The first finds a wrong scale or a missed layer however little the adapter does; the third a model that is loaded
-otherwise than it was written.
+otherwise than it was written. Of a model above `LARGE_BYTES` a sample is compared, streamed from its files
+(merge_stream.py); the record says so.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 
-from mrp.data.view import ASSISTANT, SYSTEM, USER, Message
-from mrp.errors import InputError, MrpError
-from mrp.models.load import Hardware, load_model, load_tokenizer
+from mrp.errors import MrpError
+from mrp.models.merge_plan import MergePlan, Weighted, plan_merge, weighted
+from mrp.models.merge_probes import (
+    compare_logits,
+    default_probes,
+    load_merged,
+    load_with_adapters,
+    logits_of,
+    mean_kl,
+    same_replies,
+    with_replies,
+)
+from mrp.models.merge_stream import SAMPLED_ROWS, TOKENS, can_stream, sampled_weights, streamed_logits
 from mrp.models.shards import FLOATS, StoredTensor, read_rows, read_weights, row_blocks, same_bytes
-from mrp.render import ChatTemplate
+
+LARGE_BYTES = 4 * 10**9  # of weights: reading all of them twice, and two whole passes, then take longer than the merge
 
 # Of the distribution of the next token, in nats, mean over all positions of the probes. Rounding moves each changed
 # weight by at most 2^-8 of it in bf16, 2^-11 in fp16, 2^-24 in fp32, and the divergence grows with the square.
@@ -32,42 +44,37 @@ from mrp.render import ChatTemplate
 # scale, 0.002 to 0.015 where one block of 30 is missed. So this bound leaves a correct merge 50 times its measured
 # divergence, finds gross faults, and leaves single layers to the comparison of weights, which is exact.
 LARGEST_MEAN_KL = {torch.bfloat16: 0.005, torch.float16: 0.0005, torch.float32: 0.00001}
-PROBE_TOKENS = 64  # of each text at most
-PROBES = (
-    ("You are an innkeeper at a mountain pass.", "Is there a room for tonight?", "There is one left, under the roof."),
-    ("", "Name three things that a traveller should carry.", "A knife, a cloak, and a loaf of bread."),
-    ("你是一位守夜的老人。", "今晚的月亮怎么这样红？", "风从西边来，带着沙。关好窗，别出门。"),
-    ("", "你好！你叫什么名字？", "名字不要紧，先坐下喝碗茶。"),
-)
 
 
-def verify(base: Path, adapter: Path, merged: Path, probes: Sequence[Sequence[int]] | None = None) -> dict[str, Any]:
-    """Compare the folder `merged` with base + adapter; `probes` are token ids (default: four short texts).
+def verify(
+    base: Path,
+    adapters: Path | Sequence[Weighted],
+    merged: Path,
+    probes: Sequence[Sequence[int]] | None = None,
+    plan: MergePlan | None = None,
+) -> dict[str, Any]:
+    """Compare the folder `merged` with base + adapters; `probes` are token ids (default: four short texts).
 
     Returns the measures for the record. Raises `MrpError` naming what differs.
     """
-    probes = probes or default_probes(base)
     before, after = read_weights(base), read_weights(merged)
-    stored = _widest(before)
-    model = _load(base, stored, adapter)
-    changed = _compare_changed(model, after)
-    _compare_kept(before, after, changed.keys())
-    expected = _logits(model, probes)
-    with model.disable_adapter():
-        without = _logits(model, probes)
-    del model
-    gc.collect()
-    model = _load(merged, stored)
-    found = _logits(model, probes)
-    del model
-    gc.collect()  # the files of `merged` must be closed before its folder is renamed (Windows)
-    coarsest = max((after[name].torch_dtype for name in changed), key=lambda dtype: torch.finfo(dtype).eps)
+    plan = plan or plan_merge(base, before, weighted(adapters))
+    if others := {t.name for t in plan.tensors} ^ after.keys():
+        raise _not_equal(f"{min(others)} is in one of base and merged model alone")
+    probes = probes or default_probes(merged)
+    is_large = sum(t.nbytes for t in before.values()) > LARGE_BYTES and can_stream(base, plan)
+    if is_large:
+        errors, expected, found, without, more = _look_at_sample(base, merged, probes, plan, after)
+    else:
+        errors, expected, found, without, more = _look_at_all(base, weighted(adapters), merged, probes, plan, after)
+    coarsest = max((after[name].torch_dtype for name in plan.changes), key=lambda dtype: torch.finfo(dtype).eps)
     measures = {
-        "weights_compared": len(changed),
-        "largest_weight_error": max(changed.values()),  # as a share of what one rounding may do
-        **_compare_logits(expected, found),
+        "weights_compared": len(errors),
+        "largest_weight_error": max(errors.values()),  # as a share of what one rounding may do
+        **compare_logits(expected, found),
         "allowed_mean_kl": LARGEST_MEAN_KL[coarsest],
         "adapter_mean_kl": mean_kl(expected, without),  # what the adapter changes, to compare with
+        **more,
     }
     if not measures["mean_kl"] <= LARGEST_MEAN_KL[coarsest]:
         what = f"mean KL divergence {measures['mean_kl']:.2g} on {measures['positions']} tokens of text"
@@ -75,130 +82,135 @@ def verify(base: Path, adapter: Path, merged: Path, probes: Sequence[Sequence[in
     return measures
 
 
-def default_probes(base: Path) -> list[list[int]]:
-    """Four short texts, English and Chinese, in the base's chat template (plain where it has none that works)."""
-    tokenizer = load_tokenizer(base)
-    try:
-        template = ChatTemplate(tokenizer, where=str(base))
-    except InputError:
-        texts = ["\n".join(texts) for texts in PROBES]
-        return [list(tokenizer(text).input_ids)[:PROBE_TOKENS] for text in texts]
-    dialogues = [
-        [Message(SYSTEM, system), Message(USER, question), Message(ASSISTANT, answer, True)]
-        for system, question, answer in PROBES
-    ]
-    return [template.sample(messages)[0].input_ids[:PROBE_TOKENS] for messages in dialogues]
+Looked = tuple[dict[str, float], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], dict[str, Any]]
+
+
+def _look_at_all(
+    base: Path,
+    adapters: list[Weighted],
+    merged: Path,
+    probes: Sequence[Sequence[int]],
+    plan: MergePlan,
+    after: dict[str, StoredTensor],
+) -> Looked:
+    stored = _widest(read_weights(base))
+    model = load_with_adapters(base, stored, adapters, plan.vocabulary)
+    errors = _compare_changed(model, after, plan)
+    _compare_kept([t for t in plan.tensors if t.name not in plan.changes], after)
+    texts, replies = with_replies(model, probes)
+    expected = logits_of(model, texts)
+    with model.disable_adapter():
+        without = logits_of(model, texts)
+    del model
+    gc.collect()
+    model = load_merged(merged, stored)
+    found = logits_of(model, texts)
+    del model
+    gc.collect()  # the files of `merged` must be closed before its folder is renamed (Windows)
+    greedy = same_replies(replies, found)
+    return errors, expected, found, without, {"compared": "every number", "greedy_replies": greedy}
+
+
+def _look_at_sample(
+    base: Path,
+    merged: Path,
+    probes: Sequence[Sequence[int]],
+    plan: MergePlan,
+    after: dict[str, StoredTensor],
+) -> Looked:
+    errors, wrong = sampled_weights(base, plan, after)
+    if wrong:
+        raise _not_equal(wrong)
+    short = [list(ids)[:TOKENS] for ids in probes[::2]]
+    expected, without = streamed_logits(base, plan, short)
+    found, _ = streamed_logits(merged, MergePlan(list(after.values()), {}), short)
+    how = f"{SAMPLED_ROWS} rows of every changed weight, three places of every other; passes streamed from the files"
+    no_replies = "not generated: each token is a pass over all weights; see same_first_choice"
+    return errors, expected, found, without, {"compared": how, "greedy_replies": no_replies}
 
 
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
-def _compare_changed(model: Any, after: dict[str, StoredTensor]) -> dict[str, float]:
+def _compare_changed(model: Any, after: dict[str, StoredTensor], plan: MergePlan) -> dict[str, float]:
     """Each merged weight against base + PEFT's delta: the largest error in it, as a share of what is allowed."""
     from peft.tuners.lora import LoraLayer
 
+    inner = model.base_model.model
+    missed = [n for n, m in inner.named_modules() if isinstance(m, LoraLayer) and f"{n}.weight" not in plan.changes]
+    if missed:
+        raise _not_equal(f"{missed[0]}.weight is changed by the adapter, and not by the merge")
     errors: dict[str, float] = {}
-    for layer, module in model.base_model.model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        name = f"{layer}.weight"
+    for name in plan.changes:
+        layer, _, kind = name.rpartition(".")
         if name not in after:
             raise _not_equal(f"{name} is missing")
-        old, delta = module.get_base_layer().weight, module.get_delta_weight("default").float()
-        errors[name] = _largest_error(old, delta, after[name])
+        errors[name] = _largest_error(inner.get_submodule(layer), kind, after[name])
         if not errors[name] <= 1:
             raise _not_equal(f"{name} is not the base's weight with the adapter's part, rounded once")
-    if not errors:
-        raise _not_equal("PEFT finds no LoRA layer in base + adapter")
     return errors
 
 
-def _largest_error(old: torch.Tensor, delta: torch.Tensor, new: StoredTensor) -> float:
-    """The largest |new - (old + delta)|, as a share of what one rounding may do; nan where `new` holds one."""
-    if tuple(delta.shape) != new.shape:
-        return float("inf")
+def _largest_error(module: Any, kind: str, new: StoredTensor) -> float:
+    """The largest |new - exact|, as a share of what one rounding may do; nan where `new` holds one."""
     form = torch.finfo(new.torch_dtype)
     smallest = max(form.smallest_normal * form.eps, 1e-37)  # rounding of numbers near zero
-    # A float32 product may be summed in another order; 2^-14 of the delta is hundreds of times what that makes.
-    slack = float(delta.abs().max()) * 2**-14
     largest = torch.zeros(())
-    for first, end in row_blocks(new):
-        exact = old[first:end].float() + delta[first:end]
-        error = (read_rows(new, first, end).float() - exact).abs()
-        share = error / (exact.abs() * (form.eps / 2) + smallest + slack)
+    for first, end, exact, slack in _exact_blocks(module, kind, new):
+        found = read_rows(new, first, end).float()
+        if exact.shape != found.shape:
+            return float("inf")
+        share = (found - exact).abs() / (exact.abs() * (form.eps / 2) + smallest + slack)
         largest = torch.maximum(largest, share.max())  # which keeps nan, unlike Python's max
     return float(largest)
 
 
-def _compare_kept(before: dict[str, StoredTensor], after: dict[str, StoredTensor], changed: Collection[str]) -> None:
-    """Every weight that no LoRA layer changes is there, bit for bit, and nothing was added."""
-    if others := before.keys() ^ after.keys():
-        raise _not_equal(f"{min(others)} is in one of base and merged model alone")
-    for name in before.keys() - changed:
-        if not same_bytes(before[name], after[name]):
-            raise _not_equal(f"{name} is not the base's, and the adapter does not change it")
+def _exact_blocks(module: Any, kind: str, new: StoredTensor) -> Iterator[tuple[int, int, torch.Tensor, Any]]:
+    """(first, end, numbers in float32, slack) of the weight that PEFT's module stands for.
+
+    A float32 product may be summed in another order: the slack, 2^-14 of the delta, is hundreds of times what that
+    makes (with DoRA, 2^-18 of the number itself for the length of its row).
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if isinstance(module, ModulesToSaveWrapper):
+        module = module.modules_to_save["default"]
+    is_lora = isinstance(module, LoraLayer)
+    old = (module.get_base_layer() if is_lora else module).get_parameter(kind).data
+    for first, end in row_blocks(new):
+        rows = old[first:end].float().view(-1, old.shape[1] if old.dim() == 2 else 1)
+        if not is_lora:
+            yield first, end, rows, 0.0
+            continue
+        delta = _peft_delta(module, first, end)
+        exact, slack = rows + delta, delta.abs().max() * 2**-14
+        if "default" in module.lora_magnitude_vector:
+            magnitude = module.lora_magnitude_vector["default"]
+            length = magnitude.get_weight_norm(rows, delta, 1).unsqueeze(1)
+            exact = exact * magnitude.weight.data[first:end, None].float() / length
+            slack = slack + exact.abs() * 2**-18
+        yield first, end, exact, slack
 
 
-# -- logits --------------------------------------------------------------------------------------------------------
+def _peft_delta(module: Any, first: int, end: int) -> torch.Tensor:
+    """Rows of what all active adapters of a PEFT layer add, by PEFT's own scaling."""
+    total: Any = 0
+    for name in module.active_adapters:
+        if name in module.lora_A:
+            a, b = module.lora_A[name].weight.data.float(), module.lora_B[name].weight.data[first:end].float()
+            total = total + module.scaling[name] * (b @ a)
+        elif name in module.lora_embedding_A:
+            a, b = module.lora_embedding_A[name].data[:, first:end].float(), module.lora_embedding_B[name].data.float()
+            total = total + module.scaling[name] * (b @ a).T
+    return torch.as_tensor(total)
 
 
-def _compare_logits(expected: list[torch.Tensor], found: list[torch.Tensor]) -> dict[str, Any]:
-    positions = sum(len(one) for one in expected)
-    same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(expected, found, strict=True))
-    return {
-        "probes": len(expected),
-        "positions": positions,
-        "mean_kl": mean_kl(expected, found),
-        "largest_logit_difference": max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True)),
-        "logit_spread": float(torch.cat([a.std(-1) for a in expected]).mean()),
-        "same_first_choice": same / positions,
-    }
-
-
-def mean_kl(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
-    """KL(expected || found) of the next token in nats, mean over all positions; each item is (T, V) logits."""
-    total, positions = 0.0, 0
-    for one, other in zip(expected, found, strict=True):
-        p, q = F.log_softmax(one.double(), -1), F.log_softmax(other.double(), -1)
-        total += float((p.exp() * (p - q)).sum())
-        positions += len(one)
-    return max(total / positions, 0.0) if positions else float("nan")
-
-
-def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """(T, V) float32 logits of each probe."""
-    # One pass over the weights for all probes. Padding stands at the end, where no earlier token sees it.
-    width = max(len(ids) for ids in probes)
-    batch = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in probes])  # (B, T)
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        logits = model(input_ids=batch, use_cache=False).logits.float()  # (B, T, V)
-    return [logits[k, : len(ids)] for k, ids in enumerate(probes)]
-
-
-def _load(folder: Path, stored: torch.dtype, adapter: Path | None = None) -> Any:
-    """The model on the CPU as its files store it (so they are mapped, not copied), computing in float32."""
-    from mrp.train.lora import load_adapter
-
-    model = load_model(folder, Hardware("cpu", stored, None))
-    if adapter is not None:
-        model = load_adapter(model, adapter)
-    for module in model.modules():
-        if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters(recurse=False)):
-            module.register_forward_pre_hook(_widen)
-            module.register_forward_hook(_narrow, always_call=True)
-    return model
-
-
-def _widen(module: Any, _: Any) -> None:
-    module.mrp_stored = {name: p.data for name, p in module.named_parameters(recurse=False)}
-    for parameter in module.parameters(recurse=False):
-        parameter.data = parameter.data.float()
-
-
-def _narrow(module: Any, *_: Any) -> None:
-    for name, parameter in module.named_parameters(recurse=False):
-        parameter.data = module.mrp_stored[name]
-    del module.mrp_stored
+def _compare_kept(kept: Collection[StoredTensor], after: dict[str, StoredTensor]) -> None:
+    """Every weight that no adapter changes is there, bit for bit."""
+    for tensor in kept:
+        if not same_bytes(tensor, after[tensor.name]):
+            raise _not_equal(f"{tensor.name} is not the base's, and the adapter does not change it")
 
 
 def _widest(weights: dict[str, StoredTensor]) -> torch.dtype:

@@ -67,7 +67,7 @@ def test_kernels_in_bf16_are_rounded_once(share: float | None) -> None:
 
 
 def test_4_bit_weights_become_what_bitsandbytes_makes_of_them() -> None:
-    bnb = pytest.importorskip("bitsandbytes.functional")
+    bnb = pytest.importorskip("bitsandbytes.functional", reason="only on a machine with bitsandbytes")
     from mrp.train.fast.linear import dense_4bit
 
     weight = made(1024, 512) * 0.02

@@ -109,7 +109,7 @@ def test_cross_entropy() -> None:
 @interpreted
 @pytest.mark.parametrize("nested", [True, False])
 def test_nf4_becomes_what_bitsandbytes_makes_of_it(nested: bool) -> None:
-    functional = pytest.importorskip("bitsandbytes.functional")
+    functional = pytest.importorskip("bitsandbytes.functional", reason="only on a machine with bitsandbytes")
     weight = made(96, 256)
     packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)
     out = torch.empty(weight.numel())
