@@ -93,7 +93,7 @@ def check_command(
     total = sum(found.counts.values()) + len(found.problems)
     faults = [*found.problems, *(fault.as_error() for fault in found.faults)]
     if total:
-        raise ManyFaults(f"the dialogues have {total:,} faults", faults, total)
+        raise ManyFaults(f"the dialogues have {total:,} fault{'s' * (total > 1)}", faults, total)
     return found.as_json()
 
 

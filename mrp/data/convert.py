@@ -26,6 +26,7 @@ import msgspec
 
 from mrp.cast import OTHER, Cast, Character
 from mrp.data.coser import ENVIRONMENT
+from mrp.data.formats import REPEATED
 from mrp.data.read import ReadLine, read_lines
 from mrp.data.record import Names, Rejected
 from mrp.data.view import ASSISTANT, SYSTEM, USER, Message, view
@@ -174,6 +175,7 @@ def _counted(
             else:
                 done.scenes += 1
                 done.dropped += line.dropped
+                del done.dropped[REPEATED]  # nothing is lost by it
             seen_bytes += len(line.text)
             if done.lines % 1000 == 0:
                 update(seen_bytes, lines=f"{done.lines:,}")
