@@ -181,7 +181,8 @@ def test_what_a_block_keeps_is_what_the_planner_counts() -> None:
 
 
 def test_four_bit_weights_are_counted_to_the_byte() -> None:
-    torch, bitsandbytes = pytest.importorskip("torch"), pytest.importorskip("bitsandbytes", reason="only on a machine with bitsandbytes")
+    torch = pytest.importorskip("torch")
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="only on a machine with bitsandbytes")
     packed, state = bitsandbytes.functional.quantize_4bit(
         torch.randn(96, 512, dtype=torch.bfloat16), quant_type="nf4", compress_statistics=True
     )
