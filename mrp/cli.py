@@ -182,8 +182,9 @@ def presets_list(report: Reporter) -> Any:
     from mrp.presets import describe_presets
 
     found = describe_presets()
+    width = max(map(len, found))
     for name, text in found.items():
-        report.result(f"{name:20} {text}")
+        report.result(f"{name:{width}}  {text}")
     return found
 
 
