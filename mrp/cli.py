@@ -182,7 +182,7 @@ def presets_list(report: Reporter) -> Any:
     from mrp.presets import describe_presets
 
     found = describe_presets()
-    width = max(map(len, found))
+    width = max(map(len, found), default=0)
     for name, text in found.items():
         report.result(f"{name:{width}}  {text}")
     return found
