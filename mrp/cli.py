@@ -1,27 +1,19 @@
-"""The command line: one short function a command; what is heavy is imported inside, so `--help` is quick.
+"""The commands: one short function each; what is heavy is imported inside, so `--help` is quick.
 
-Every command takes --json (the result as the last line of standard output), --debug (tracebacks) and -q. Exit codes:
-0 done, 2 the user can fix it, 1 our fault, 130 interrupted.
+Every command takes --json (the result as the last line of standard output), --debug (tracebacks) and -q
+(`command_line.py`). Exit codes: 0 done, 2 the user can fix it, 1 our fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
-import json
-import os
-import sys
-import traceback
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mrp.errors import InputError, MrpError, Stopped
-from mrp.report import ConsoleReporter, Reporter
+from mrp.command_line import HERE, RUN, SET, command, load, settings_given
+from mrp.errors import InputError
+from mrp.report import Reporter
 
 app = typer.Typer(
     help="One language model that plays a whole cast.",
@@ -40,101 +32,6 @@ app.add_typer(import_, name="import")
 app.add_typer(convert, name="convert")
 app.add_typer(card, name="card")
 app.add_typer(presets, name="presets")
-
-RUN = Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)]
-SET = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the run file, e.g. --set train.epochs=2."),
-]
-HERE = Path()
-
-
-def command(group: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a command: `report` is given to it, --json, --debug and -q are added."""
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def run(as_json: bool, debug: bool, quiet: bool, **given: Any) -> None:
-            # With --json only the result goes to standard output; what people read goes to standard error.
-            report = ConsoleReporter(sys.stderr if as_json else sys.stdout, quiet)
-            _finish(functools.partial(function, report=report, **given), report, as_json, debug)
-
-        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "report"]
-        option = inspect.Parameter.KEYWORD_ONLY
-        common = [
-            inspect.Parameter(n, option, default=False, annotation=Annotated[bool, typer.Option(*flags, help=text)])
-            for n, flags, text in (
-                ("as_json", ("--json",), "Print the result as JSON, on the last line of standard output."),
-                ("debug", ("--debug",), "Show the traceback of an error."),
-                ("quiet", ("-q", "--quiet"), "Print errors and results only."),
-            )
-        ]
-        own = [p.replace(kind=option) for p in own]
-        run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
-        group.command(name)(run)
-        return function
-
-    return register
-
-
-def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, debug: bool) -> None:
-    """Run a command and turn what happens into output and an exit code."""
-    if os.environ.get("RANK", "0") != "0":
-        # One of several processes of a training (torchrun): the first tells how it ends, and has the exit code.
-        with contextlib.suppress(MrpError, KeyboardInterrupt):
-            work()
-        return
-    try:
-        with warnings.catch_warnings():
-            if not debug:  # what libraries say to their own developers
-                warnings.filterwarnings("ignore", module=r"(torch|transformers|peft)\b")
-            result = work()
-    except BrokenPipeError:
-        raise  # who read our output has seen enough; typer ends quietly
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        fault = _fault(error)
-        report.err.print(str(fault) if isinstance(fault, Stopped) else f"error: {fault}")
-        if as_json:
-            print(json.dumps({"error": fault.as_json()}, ensure_ascii=False))
-        raise typer.Exit(fault.exit_code) from None
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-    if code := getattr(result, "exit_code", 0):  # of `mrp doctor`, whose result is a judgement
-        raise typer.Exit(code)
-
-
-def _fault(error: BaseException) -> MrpError:
-    """`error` as one that can be told: what, where, fix."""
-    from mrp.files import disk_error
-
-    if isinstance(error, KeyboardInterrupt):
-        return Stopped("interrupted")
-    if isinstance(error, OSError) and error.errno:
-        error = disk_error(error, Path(error.filename or "a file"))
-    if isinstance(error, MrpError):
-        return error
-    fix = "this is a fault of mrp; please report it with what `--debug` shows"
-    return MrpError(f"{type(error).__name__}: {error}", fix=fix)
-
-
-def _given(settings: list[str] | None) -> dict[str, str]:
-    """--set KEY=VALUE as a mapping."""
-    given: dict[str, str] = {}
-    for setting in settings or []:
-        key, mark, value = setting.partition("=")
-        if not mark:
-            raise InputError(f"--set wants KEY=VALUE, not {setting!r}", "--set", "for example --set train.epochs=2")
-        given[key.strip()] = value.strip()
-    return given
-
-
-def _load(path: Path, settings: list[str] | None = None) -> Any:
-    from mrp.config import load_run
-
-    return load_run(path, _given(settings))
 
 
 @command(app, "init")
@@ -158,7 +55,7 @@ def run_command(
     """Build, train, merge and try out. What is done is skipped; what was stopped goes on."""
     from mrp.pipeline import run_all
 
-    return run_all(_load(run, set_), report, restart=restart)
+    return run_all(load(run, set_), report, restart=restart)
 
 
 @command(app, "pull")
@@ -226,7 +123,7 @@ def data_build(
     """Read the cast's dialogues and write train.jsonl, held-out.jsonl, rejected.jsonl and manifest.json."""
     from mrp.data.build import build_command
 
-    return build_command(_load(run, set_), shard, report)
+    return build_command(load(run, set_), shard, report)
 
 
 @command(data, "merge")
@@ -234,7 +131,7 @@ def data_merge(report: Reporter, run: RUN = HERE, set_: SET = None) -> Any:
     """Join what `mrp data build --shard I/N` read: the same files as those of one build."""
     from mrp.data.build import merge_command
 
-    return merge_command(_load(run, set_), report)
+    return merge_command(load(run, set_), report)
 
 
 @command(data, "show")
@@ -248,7 +145,7 @@ def data_show(
     """Print samples as the model sees them: template grey, what is learnt in colour."""
     from mrp.console import show_command
 
-    return show_command(_load(run), character, count, held_out, report)
+    return show_command(load(run), character, count, held_out, report)
 
 
 @command(data, "convert")
@@ -298,7 +195,7 @@ def plan(
     """Predict a run's GPU memory by parts, and choose options that fit a GPU."""
     from mrp.plan.command import plan_command
 
-    return plan_command(target, for_, gpu_memory, _given(set_), report)
+    return plan_command(target, for_, gpu_memory, settings_given(set_), report)
 
 
 @command(app, "train")
@@ -314,7 +211,7 @@ def train_command(
     from mrp.plan.command import warn_if_too_large
     from mrp.train.loop import train
 
-    loaded = _load(run, set_)
+    loaded = load(run, set_)
     warn_if_too_large(loaded, report)
     record = train(loaded, order=order, resume=resume, restart=restart, report=report)
     return {"measures": record["measures"], "order": record["order"]}
@@ -431,7 +328,7 @@ def chat_command(
         from mrp.play.open import open_player
         from mrp.play.terminal import TerminalChat
 
-        player = open_player(run, base=base, cast=cast, template=template, flags=_given(set_))
+        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_))
     return TerminalChat(player, as_, me, seed, report).run()
 
 
@@ -457,7 +354,7 @@ def card_export(
     """Write a character as a card: V2 and V3 in a picture, or JSON. No field of the card it came from is lost."""
     from mrp.cards.hand_out import export_card
 
-    return export_card(_load(run), character, out, report)
+    return export_card(load(run), character, out, report)
 
 
 @command(app, "doctor")

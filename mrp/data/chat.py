@@ -46,6 +46,22 @@ class Part:
         return Scene("", (*speakers, *more), tuple(self.turns), source=self.source)
 
 
+def after_line(
+    part: Part, source: str, text: str, turn: Turn | None, faults: Faults
+) -> tuple[Part | None, list[Part | Rejected]]:
+    """The part in work after one more line of it (None: a new one begins), and what is ready.
+
+    A line with a fault is rejected and ends the part, so that no reply follows a gap.
+    """
+    if faults.found:
+        whole: list[Part | Rejected] = [part] if part.turns or part.dropped else []
+        return None, [*whole, faults.rejected(source, as_utf8(text))]
+    part.add_text(text)
+    if turn:
+        part.turns.append(turn)
+    return part, []
+
+
 def is_chat(first_line: bytes) -> bool:
     """True for the head, or a message, of a chat."""
     try:
@@ -69,17 +85,10 @@ def read_chat(path: Path, names: Names, owner: str | None, name: str) -> Iterato
             continue
         faults = Faults()
         turn = _turn(line, names, owner, character, faults, part.dropped)
-        if faults.found:
-            if part.turns or part.dropped:
-                yield part
-            part, length = None, 0
-            yield faults.rejected(source, line.text)
-            continue
-        part.add_text(line.text)
-        if turn:
-            part.turns.append(turn)
-        length += len(line.text)
-        if length > MAX_LINE_BYTES:  # a scene is held in memory
+        part, ready = after_line(part, source, line.text, turn, faults)
+        yield from ready
+        length = length + len(line.text) if part else 0
+        if part and length > MAX_LINE_BYTES:  # a scene is held in memory
             yield part
             part, length = None, 0
     if part is not None:

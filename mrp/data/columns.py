@@ -132,18 +132,18 @@ def choose_columns(names: Sequence[str], given: Mapping[str, str] | None, where:
     raise InputError(
         f"no dialogue is found in the columns {shown}",
         where,
-        "say which column is what: columns {prompt: ..., reply: ...}, {messages: ...} or {speaker: ..., text: ...}",
+        "say which column is what: --column prompt=... --column reply=... (`data.columns` in a run file)",
     )
 
 
 def columns_given(settings: Sequence[str]) -> dict[str, str] | None:
-    """MEANING=NAME settings of the command line as a mapping; None for none."""
+    """MEANING=NAME settings (--column, `data.columns`) as a mapping; None for none."""
     given: dict[str, str] = {}
     for setting in settings:
         meaning, mark, name = setting.partition("=")
         if not mark or not name.strip():
-            what = f"--column wants MEANING=NAME, not {setting!r}"
-            raise InputError(what, "--column", "for example --column prompt=q --column reply=a")
+            what = f"a column is given as MEANING=NAME, not {setting!r}"
+            raise InputError(what, "--column, or data.columns", "for example prompt=q reply=a")
         given[meaning.strip()] = name.strip()
     return given or None
 

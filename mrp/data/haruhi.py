@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from mrp.data.chat import Part, as_utf8
+from mrp.data.chat import Part, after_line
 from mrp.data.record import Faults, Names, Rejected
 from mrp.data.script import DIRECTION, HEADING, LINE_COST, LONGEST_HEAD, SCENE_SPEECHES
 from mrp.data.stream import MAX_LINE_BYTES, TOO_LONG
@@ -62,15 +62,8 @@ def read_haruhi(path: Path, names: Names, name: str) -> Iterator[Part | Rejected
             faults.add("too-long", TOO_LONG)
         turn = None if is_too_long else _turn(speech, names, faults, part)
         text = "\n".join(line.text for line in speech)
-        if faults.found:
-            if part.turns or part.dropped:
-                yield part
-            part = None
-            yield faults.rejected(source, as_utf8(text))
-            continue
-        part.add_text(text)
-        if turn:
-            part.turns.append(turn)
+        part, ready = after_line(part, source, text, turn, faults)
+        yield from ready
     if part:
         yield part
 

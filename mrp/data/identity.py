@@ -217,14 +217,6 @@ def identity_scenes(cast: Cast, character_id: str, half: Half, languages: Sequen
     ]
 
 
-def how_many(ratio: float, own_samples: int, existing: int) -> int:
-    """How many identity samples go beside `own_samples` of a character: `ratio` to each, and never more than there are.
-
-    None comes twice in an epoch, as every epoch asks it again. `identity_scenes` gives them in the order to take.
-    """
-    return min(int(ratio * own_samples + 0.5), existing)
-
-
 def _asked(
     cast: Cast, character: Character, language: str, half: Half
 ) -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:

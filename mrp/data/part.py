@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from mrp.cast import PLAIN, Cast
 from mrp.config import DataOptions
+from mrp.data.columns import columns_given
 from mrp.data.fix import repaired, scene_row
 from mrp.data.formats import REPEATED
 from mrp.data.keys import Keys, KeyWriter, Wanted, id_key
@@ -34,7 +35,7 @@ from mrp.data.mix import general_fault
 from mrp.data.read import ReadLine, read_lines
 from mrp.data.record import SHOWN_TEXT, Rejected
 from mrp.data.samples import order_key, sample_row
-from mrp.data.sources import Chunk, DialogueFile, column_mapping
+from mrp.data.sources import Chunk, DialogueFile
 from mrp.data.tally import Tally
 from mrp.data.tokens import estimated_tokens
 from mrp.dialogue import Scene, Turn
@@ -101,7 +102,7 @@ class PartMaker:
             try:
                 cast = None if file.owner == PLAIN else self.cast  # general data names nobody of the cast
                 for line in read_lines(
-                    file.path, cast, file.owner, file.name, chunk.span, column_mapping(self.options.columns)
+                    file.path, cast, file.owner, file.name, chunk.span, columns_given(self.options.columns)
                 ):
                     writer.add(line)
             except InputError as error:

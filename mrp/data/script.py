@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from mrp.data.chat import Part, as_utf8
+from mrp.data.chat import Part, after_line
 from mrp.data.record import Faults, Names, Rejected
 from mrp.data.stream import MAX_LINE_BYTES, TOO_LONG
 from mrp.data.textlines import text_lines
@@ -75,15 +75,8 @@ def read_script(path: Path, names: Names, name: str) -> Iterator[Part | Rejected
         if is_too_long:
             faults.add("too-long", TOO_LONG)
         turn = None if is_too_long else _speech(lines, names, faults, part)
-        if faults.found:
-            if part.turns or part.dropped:
-                yield part
-            part = None
-            yield faults.rejected(source, as_utf8(text))
-            continue
-        part.add_text(text)
-        if turn:
-            part.turns.append(turn)
+        part, ready = after_line(part, source, text, turn, faults)
+        yield from ready
     if part:
         yield part
 

@@ -166,16 +166,3 @@ def _cut(path: Path, chunk_bytes: int) -> tuple[str, list[Span | None]]:
     if at > start or not spans:
         spans.append(Span(start, at, first_line))
     return digest.hexdigest(), spans
-
-
-def column_mapping(columns: Sequence[str]) -> dict[str, str]:
-    """`data.columns` (WHAT=COLUMN) as a mapping; `InputError` for what is none."""
-    found: dict[str, str] = {}
-    for entry in columns:
-        what, mark, column = entry.partition("=")
-        if not mark or not what.strip() or not column.strip():
-            raise InputError(
-                f"a column is given as WHAT=COLUMN, not {entry!r}", "columns", "for example prompt=question"
-            )
-        found[what.strip()] = column.strip()
-    return found

@@ -20,7 +20,7 @@ import torch
 
 from mrp.errors import InputError, MrpError, raise_all
 from mrp.files import read_json
-from mrp.models.shards import StoredTensor
+from mrp.models.shards import StoredTensor, tensors_of
 
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DTYPE_WORDS = {
@@ -39,17 +39,8 @@ def read_bin_weights(folder: Path) -> dict[str, StoredTensor]:
     named: dict[str, str] = {}
     if (folder / BIN_INDEX).is_file():
         named = _weight_map(folder / BIN_INDEX)
-    found: dict[str, StoredTensor] = {}
-    faults: list[MrpError] = []
-    for path in [folder / name for name in sorted(set(named.values()))] or [folder / BIN]:
-        try:
-            tensors = read_bin_header(path)
-        except InputError as error:
-            faults.append(error)
-            continue
-        for name in sorted(found.keys() & tensors.keys()):
-            faults.append(InputError(f"{name} is also in {found[name].path.name}", str(path), "copy the files anew"))
-        found.update(tensors)
+    paths = [folder / name for name in sorted(set(named.values()))] or [folder / BIN]
+    found, faults = tensors_of(paths, read_bin_header)
     if not faults:
         for name in sorted(named.keys() - found.keys()):
             what = f"{name} is in the index, and in none of its files"

@@ -116,23 +116,31 @@ def read_weights(folder: Path) -> dict[str, StoredTensor]:
 
     Raises `InputError` with every fault: broken files, a tensor in two of them, one that the index alone knows.
     """
-    found: dict[str, StoredTensor] = {}
-    faults: list[MrpError] = []
-    for path in weight_files(folder):
-        try:
-            tensors = read_header(path)
-        except InputError as error:
-            faults.append(error)
-            continue
-        for name in sorted(found.keys() & tensors.keys()):
-            faults.append(InputError(f"{name} is also in {found[name].path.name}", str(path), "copy the files anew"))
-        found.update(tensors)
+    found, faults = tensors_of(weight_files(folder), read_header)
     if (folder / INDEX).is_file():
         for name in sorted(read_json(folder / INDEX)["weight_map"].keys() - found.keys()):
             what = f"{name} is in the index, and in none of its files"
             faults.append(InputError(what, str(folder / INDEX), "copy the files anew"))
     raise_all(f"the weights in {folder} cannot be read", faults)
     return found
+
+
+def tensors_of(
+    paths: Iterable[Path], read: Callable[[Path], dict[str, StoredTensor]]
+) -> tuple[dict[str, StoredTensor], list[MrpError]]:
+    """The tensors of several files by name, and every fault: files that `read` refuses, a tensor in two of them."""
+    found: dict[str, StoredTensor] = {}
+    faults: list[MrpError] = []
+    for path in paths:
+        try:
+            tensors = read(path)
+        except InputError as error:
+            faults.append(error)
+            continue
+        for name in sorted(found.keys() & tensors.keys()):
+            faults.append(InputError(f"{name} is also in {found[name].path.name}", str(path), "copy the files anew"))
+        found.update(tensors)
+    return found, faults
 
 
 def raw_pieces(tensor: StoredTensor) -> Iterator[bytes]:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from dialogue_rows import pair, scene
+from heard import Heard
 
 from mrp.config import Run
 from mrp.data.build import build_data
+from mrp.data.identity import identity_scenes
 from mrp.data.keys import ALIKE
 from mrp.data.near import jaccard, ngrams
 from mrp.data.samples import Sample, read_samples
@@ -176,6 +178,16 @@ def test_identity_questions_stand_beside_the_lines_and_are_never_held_out(make_r
     assert manifest["characters"]["tang"]["identity"] == 4
     assert not [s for s in held if s.source.startswith("identity:")]
     assert all(s.loss == (False, True) for s in asked)
+
+
+def test_no_more_identity_questions_are_trained_than_there_are(make_run: MakeRun) -> None:
+    run, heard = make_run({"tang": rows("tang", 80)}, people=["tang"], data={"identity": 1.0, "held_out": 0}), Heard()
+    manifest = build_data(run, heard)
+    existing = len(identity_scenes(run.cast, "tang", "train"))
+    assert 0 < manifest["characters"]["tang"]["identity"] == existing < 80
+    assert heard.warnings == [
+        f"80 identity questions are asked for tang by data.identity, and {existing} exist: each is taken once"
+    ]
 
 
 def test_general_data_stands_beside_the_cast_in_the_ratio_asked_for(make_run: MakeRun) -> None:

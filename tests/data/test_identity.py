@@ -10,7 +10,7 @@ import pytest
 
 from mrp.cast import OTHER, Cast, Character, LoreEntry, load_cast
 from mrp.data.first_person import in_first_person, word_for_oneself
-from mrp.data.identity import QUESTIONS, how_many, identity_scenes
+from mrp.data.identity import QUESTIONS, identity_scenes
 from mrp.dialogue import Scene
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -214,14 +214,6 @@ def test_a_master_is_asked_for_only_where_one_is_told(persona: str, lore: str, i
     assert bool(asked) == is_said
     assert all("Ann" in answer for answer in asked)
     assert not [q for q, _ in pairs(identity_scenes(cast, "a", "train")) if re.search("master|师父", q)]
-
-
-# --- How many -------------------------------------------------------------------------------------------------------
-
-
-def test_a_ratio_wants_never_more_than_there_are() -> None:
-    assert [how_many(ratio, 10, 99) for ratio in (0.0, 0.04, 0.05, 0.5, 1.0, 2.5)] == [0, 0, 1, 5, 10, 25]
-    assert how_many(2.0, 10, 7) == 7
 
 
 def test_every_source_has_a_place_and_a_number() -> None:

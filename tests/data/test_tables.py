@@ -97,7 +97,7 @@ def test_mapping_says_what_names_do_not(table: Table, cast: Cast) -> None:
         ({"prompt": "qq", "reply": "a"}, ["'qq'", "did you mean 'q'?"]),
         ({"promt": "q", "reply": "b"}, ["'promt'", "'b'", "2 faults"]),
         ({"prompt": "q", "text": "a"}, ["no dialogue is found", "'q', 'a'"]),
-        (None, ["no dialogue is found in the columns 'q', 'a'", "columns {prompt:"]),
+        (None, ["no dialogue is found in the columns 'q', 'a'", "--column prompt="]),
     ],
 )
 def test_wrong_mapping_is_told(table: Table, cast: Cast, columns: dict[str, str] | None, words: list[str]) -> None:
