@@ -143,6 +143,7 @@ class Decided:
     group: Ints  # the first scene of those that must stay on one side
     shown: Bools  # of each sample: it is used, on either side
     renamed: dict[int, str] = field(default_factory=dict)  # scenes whose made id was taken
+    whole: list[int] = field(default_factory=list)  # files whose head and tail meet: all of them is taken, once
 
     @property
     def kept(self) -> Bools:
@@ -253,6 +254,7 @@ def _take(table: Table, decided: Decided, options: DataOptions, seed: int) -> No
         start = np.concatenate([[0], np.cumsum(size)])[:-1]
         rank = np.arange(len(kept)) - start[file]
         taken = (rank < options.head) | (rank >= size[file] - options.tail)
+        decided.whole = np.flatnonzero((size > 0) & (size < options.head + options.tail)).tolist()
     else:
         key = mixed(table.column("scenes", "id")[kept], seed + 2)
         quota = _quotas(np.bincount(file), options.sample) if options.take == "stratified" else None

@@ -52,6 +52,8 @@ def make_manifest(run: Run, maker: PartMaker, hashes: Sequence[str], outcome: Ou
         {"path": file.name, "character": file.owner, "sha256": sha} | counts
         for file, sha, counts in zip(maker.files, hashes, _file_counts(maker, outcome), strict=True)
     ]
+    for number in outcome.decided.whole:
+        inputs[number]["head_and_tail_meet"] = True
     sides = {"train": _Side(outcome.table, outcome.train), "held_out": _Side(outcome.table, outcome.held_out)}
     names = [c.id for c in run.cast] + ([PLAIN] if run.config.data.mix else [])
     characters: dict[str, dict[str, Any]] = {
@@ -169,6 +171,9 @@ def tell(run: Run, manifest: dict[str, Any], rejected_path: Path, report: Report
     totals = manifest["totals"]
     report.line(f"data: {totals['kept']:,} of {totals['lines']:,} lines kept{_counts_text(totals['rejected'], '; ')}")
     _tell_rejected(run, totals["rejected"], rejected_path, report)
+    whole = [f"{item['path']} ({item['kept']:,})" for item in manifest["inputs"] if item.get("head_and_tail_meet")]
+    if whole:
+        report.line(f"head and tail meet, so that all is taken, once (scenes in brackets): {', '.join(whole)}")
     report.line(f"understood as{_counts_text(totals['formats'], ': ')}")
     if totals["dropped_turns"]:
         report.line(f"left out of kept lines{_counts_text(totals['dropped_turns'], ': ')}")

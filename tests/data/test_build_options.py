@@ -82,7 +82,11 @@ def test_alike_lines_of_two_characters_are_no_repeats(make_run: MakeRun) -> None
 def test_head_and_tail_of_each_file_and_nothing_twice(make_run: MakeRun) -> None:
     own = {"tang": rows("tang", 12), "wukong": rows("wukong", 4)}
     run = make_run(own, data={"take": "head-tail", "head": 3, "tail": 2, "held_out": 0, "order": "sequential"})
-    manifest, train, _ = built(run)
+    heard = Heard()
+    manifest = build_data(run, heard)
+    train = read_samples(run.data / "train.jsonl")
+    assert [item.get("head_and_tail_meet", False) for item in manifest["inputs"]] == [False, True]
+    assert [line for line in heard.lines if "head and tail meet" in line and "wukong.jsonl (4)" in line]
     assert [s.source for s in train] == [
         *(f"tang.jsonl:{n}" for n in (1, 2, 3, 11, 12)),
         *(f"wukong.jsonl:{n}" for n in (1, 2, 3, 4)),  # head and tail overlap: each line once
