@@ -1,6 +1,6 @@
 """The files of a built data set, put together from the lines of parts: in any order, in bounded memory.
 
-    sha256 = write_lines(folder / "train.jsonl", table, lines)
+    sha256 = SampleTable(table, decided.renamed).write(folder / "train.jsonl", lines)
 
 Lines are copied, not made again. Those of a large set are first dealt out to buckets by where they go, part after
 part, and then each bucket is put in order in memory: the disk is read and written from one end to the other.

@@ -1,6 +1,6 @@
 """Which scenes are used, and on which side of the split: decided from the tables of all parts, without a text.
 
-    decided = decide(Table(parts, files), run.cast, run.config.data, seed)
+    decided = decide(Table(parts), run.config.data, seed, len(run.cast.characters), scratch)
     decided.reason[scene], decided.repeats[scene], decided.held[scene]
 
 Everything is an array with a place for each scene of all parts in their order, which is the order of the files. Repeats

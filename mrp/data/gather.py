@@ -1,6 +1,6 @@
 """All chunks read, by as many processes as there are cores: the parts of a build, or of a shard of it.
 
-    folders = gather(maker, scanned.chunks, folder, report)
+    folders = gather(maker, scanned, range(len(scanned.chunks)), folder, report)
 
 A shard reads every n-th chunk into the same folders that a whole build would; so the parts of all shards together are
 the parts of one build, and the same bytes come of them.

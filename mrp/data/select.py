@@ -1,6 +1,6 @@
 """Which samples are trained how often: caps for characters with much, copies for those with little.
 
-chosen = select(character, key, sizes, options)
+chosen, factors = with_copies(character, key, 2.0)
 chosen.number, chosen.copy          # sample 7 in copies 1 and 2: [7, 7], [1, 2]
 
 Of the samples on the training side, between the split (`decide.py`) and the order (`order.py`).
