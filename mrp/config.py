@@ -234,6 +234,11 @@ class Run:
         return self.folder / "adapter"
 
     @property
+    def voices(self) -> Path:
+        """A folder for each character that has a voice; not there where none was trained."""
+        return self.folder / "voices"
+
+    @property
     def merged(self) -> Path:
         return self.folder / "merged"
 

@@ -6,14 +6,14 @@ player.engine.prompts            # the ids of each prompt it was asked with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from shapes import SHAPES
 
 from mrp.cast import Cast, Character
 from mrp.config import ChatOptions
 from mrp.play.conversation import Player
-from mrp.play.engine import Sampling
+from mrp.play.engine import Request, Sampling, Token
 from mrp.render import ChatTemplate
 
 CAST = Cast(
@@ -40,15 +40,20 @@ class ScriptedEngine:
         self.replies = [r if isinstance(r, list) else template.plain.ids(r, "") for r in replies]
         self.prompts: list[list[int]] = []
         self.samplings: list[Sampling] = []
+        self.voices: list[str | None] = []
+        self.asked: list[list[list[int]]] = []  # the continuations of each call of `score`
+        self.scores: list[list[list[float]]] = []  # what `score` answers, call by call
         self.given = 0  # tokens, over all calls
         self.interrupt_at: int | None = None  # after so many tokens of a reply, somebody presses Ctrl-C
         self.closed = 0
 
-    def stream(self, ids: Sequence[int], sampling: Sampling, stop_ids: Iterable[int]) -> Iterator[int]:
-        self.prompts.append(list(ids))
+    def stream(self, request: Request) -> Iterator[Token]:
+        sampling = request.sampling
+        self.prompts.append(list(request.ids))
         self.samplings.append(sampling)
+        self.voices.append(request.voice)
         reply = self.replies[len(self.prompts) - 1]
-        stops = set(stop_ids)
+        stops = set(request.stop_ids)
         try:
             for count, token in enumerate(reply[: sampling.max_new_tokens]):
                 if count == self.interrupt_at:
@@ -57,9 +62,20 @@ class ScriptedEngine:
                 if token in stops:
                     return
                 self.given += 1
-                yield token
+                yield Token(token)
         finally:
             self.closed += 1
+
+    def score(
+        self, ids: Sequence[int], continuations: Sequence[Sequence[int]], voice: str | None = None
+    ) -> list[list[float]]:
+        self.prompts.append(list(ids))
+        self.asked.append([list(tail) for tail in continuations])
+        self.voices.append(voice)
+        return self.scores.pop(0)
+
+    def close(self) -> None:
+        pass
 
 
 class ScriptedPlayer(Player):

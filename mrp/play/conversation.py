@@ -18,7 +18,7 @@ from mrp.cast import OTHER, Cast
 from mrp.config import ChatOptions
 from mrp.data.view import ASSISTANT, USER, Message, opening_text, view_for_reply
 from mrp.dialogue import Scene, Turn
-from mrp.play.engine import Engine, Sampling, TextStream
+from mrp.play.engine import Engine, Request, Sampling, TextStream
 from mrp.play.guard import SpeakerGuard
 from mrp.render import ChatTemplate
 
@@ -86,7 +86,8 @@ class Conversation:
         """What the engine answers, as text, up to where another speaker's line would begin."""
         stream, guard = TextStream(self.player.tokenizer), SpeakerGuard(self._names_of_others(character))
         self.cut = False
-        for count, token in enumerate(self.player.engine.stream(ids, sampling, self.player.stop_ids), 1):
+        request = Request(ids, sampling, self.player.stop_ids, character)
+        for count, token in enumerate(self.player.engine.stream(request), 1):
             yield guard.add(stream.add(token))
             if guard.stopped:
                 return

@@ -1,16 +1,20 @@
-"""The engine: token ids in, a stream of token ids out.
+"""The engine: token ids in, a stream of tokens out; and how likely given continuations are.
 
     engine = TransformersEngine(model, on)
-    for token in engine.stream(ids, Sampling(temperature=0.7), stop_ids): ...
+    for token in engine.stream(Request(ids, Sampling(temperature=0.7), stop_ids, voice="wukong")): ...
+    engine.score(ids, [[40, 41], [42]])          # log-probabilities, of each token of each continuation
 
-Text comes from `TextStream`, which holds back bytes that are not a whole character yet.
+Several threads may stream at once. Text comes from `TextStream`, which holds back bytes that are not a whole
+character yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from mrp.data.view import Message
 
 if TYPE_CHECKING:
     import torch
@@ -21,23 +25,64 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 is greedy; equal seeds give equal replies."""
+    """How the next token is chosen. `temperature` 0 is greedy; equal seeds give equal replies.
+
+    The penalties are OpenAI's: subtracted from a token's logit, `presence_penalty` once it is in the reply,
+    `frequency_penalty` for each time that it is. `top_logprobs`: how many likeliest tokens come with each token (None:
+    no log-probabilities are computed at all).
+    """
 
     temperature: float = 0.7
     top_p: float = 0.9
     max_new_tokens: int = 128
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    top_logprobs: int | None = None
 
     @classmethod
     def of(cls, options: ChatOptions, seed: int | None = None) -> Sampling:
         return cls(options.temperature, options.top_p, options.max_new_tokens, seed)
 
 
-class Engine(Protocol):
-    """What plays: one method, so that another engine can take its place."""
+@dataclass(frozen=True)
+class Request:
+    """One reply asked of an engine."""
 
-    def stream(self, ids: Sequence[int], sampling: Sampling, stop_ids: Iterable[int]) -> Iterator[int]:
-        """New token ids after `ids`, until a stop id (not given out) or `max_new_tokens`. Closing it cancels."""
+    ids: Sequence[int]  # the prompt, as the renderer made it
+    sampling: Sampling = Sampling()
+    stop_ids: Iterable[int] = ()
+    voice: str | None = None  # the character whose voice speaks; None, or one that the engine lacks: no voice
+    messages: Sequence[Message] | None = None  # the same prompt, for a server that takes no ids
+
+
+class Token(NamedTuple):
+    """What an engine gives out: a token, or (from a server) a piece of text."""
+
+    id: int | None
+    text: str | None = None  # None: to be decoded from the ids
+    logprob: float | None = None  # of the model itself, before temperature, where it was asked for
+    top: tuple[tuple[int | str, float], ...] = ()  # the likeliest tokens with their log-probabilities
+
+
+class Engine(Protocol):
+    """What plays: few methods, so that another engine can take its place."""
+
+    def stream(self, request: Request) -> Iterator[Token]:
+        """The tokens after the prompt, until a stop id (not given out) or `max_new_tokens`. Closing it cancels."""
+        ...
+
+    def score(
+        self, ids: Sequence[int], continuations: Sequence[Sequence[int]], voice: str | None = None
+    ) -> list[list[float]]:
+        """The log-probability (nats) of each token of each continuation of the prompt `ids`, in one batch.
+
+        Raises `InputError` if the engine cannot tell.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds; streams that still run end."""
         ...
 
 
@@ -47,26 +92,44 @@ class TransformersEngine:
     def __init__(self, model: Any, on: Hardware) -> None:
         self.model, self.on = model.eval(), on
 
-    def stream(self, ids: Sequence[int], sampling: Sampling, stop_ids: Iterable[int]) -> Iterator[int]:
+    def stream(self, request: Request) -> Iterator[Token]:
         import torch
         from transformers import DynamicCache
 
-        stops = set(stop_ids)
+        stops, sampling = set(request.stop_ids), request.sampling
         generator = torch.Generator()
         if sampling.seed is None:
             generator.seed()
         else:
             generator.manual_seed(sampling.seed)
         cache = DynamicCache(config=self.model.config)
-        new = torch.tensor([list(ids)], device=self.on.device)
+        new = torch.tensor([list(request.ids)], device=self.on.device)
         for _ in range(sampling.max_new_tokens):
             with torch.no_grad(), self.on.autocast_context():
                 logits = self.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
             token = choose(logits[0, -1].float().cpu(), sampling, generator)
             if token in stops:
                 return
-            yield token
+            yield Token(token)
             new = torch.tensor([[token]], device=self.on.device)
+
+    def score(
+        self, ids: Sequence[int], continuations: Sequence[Sequence[int]], voice: str | None = None
+    ) -> list[list[float]]:
+        import torch
+
+        del voice  # none is loaded here
+        found = []
+        for tail in continuations:
+            whole = torch.tensor([[*ids, *tail]], device=self.on.device)
+            with torch.no_grad(), self.on.autocast_context():
+                logits = self.model(input_ids=whole, use_cache=False, logits_to_keep=len(tail) + 1).logits[0, :-1]
+            own = torch.log_softmax(logits.float(), -1).gather(1, whole[0, len(ids) :, None])[:, 0]
+            found.append(own.tolist())
+        return found
+
+    def close(self) -> None:
+        pass
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
@@ -92,9 +155,11 @@ class TextStream:
         self.ids: list[int] = []
         self.given = ""
 
-    def add(self, token: int) -> str:
+    def add(self, token: Token) -> str:
         """The text that `token` adds ("" while a character is not complete)."""
-        self.ids.append(token)
+        if token.id is None or token.text is not None:
+            return token.text or ""
+        self.ids.append(token.id)
         text = self._text()
         if text.endswith("\ufffd"):
             return ""

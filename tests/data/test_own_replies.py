@@ -22,7 +22,7 @@ from mrp.data.samples import Sample
 from mrp.data.view import USER, Message
 from mrp.dialogue import Turn
 from mrp.models.load import Hardware, load_model, load_tokenizer, set_threads
-from mrp.play.engine import Sampling, TransformersEngine
+from mrp.play.engine import Request, Sampling, TransformersEngine
 from mrp.render import ChatTemplate, render_sample
 from mrp.report import Progress
 
@@ -92,7 +92,7 @@ def test_replies_in_a_batch_are_those_that_the_engine_gives_one_by_one(
     assert len({len(ids) for ids in prompts}) > 3  # so there is padding
     stops = template.stop_ids()
     engine, sampling = TransformersEngine(model, on), Sampling(0, 1, LONGEST)
-    alone = [list(engine.stream(ids, sampling, stops)) for ids in prompts]
+    alone = [[token.id for token in engine.stream(Request(ids, sampling, stops))] for ids in prompts]
     together = greedy(model, on, prompts, stops, LONGEST)
     assert [ids for ids, _ in together] == alone
     assert [cut for _, cut in together] == [len(ids) == LONGEST for ids in alone]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mrp.config import ChatOptions
 from mrp.play.conversation import Player
-from mrp.play.engine import Sampling, choose
+from mrp.play.engine import Request, Sampling, choose
 from mrp.play.open import load_player
 
 torch = pytest.importorskip("torch")
@@ -28,7 +28,7 @@ def player(tiny_base: Path) -> Player:
 
 
 def said(player: Player, sampling: Sampling, prompt: Sequence[int] = PROMPT, stop_ids: Sequence[int] = ()) -> list[int]:
-    return list(player.engine.stream(prompt, sampling, stop_ids))
+    return [token.id for token in player.engine.stream(Request(prompt, sampling, stop_ids)) if token.id is not None]
 
 
 # -- the engine ----------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_a_closed_stream_computes_no_more(player: Player, monkeypatch: pytest.Mo
         return forward(**given)
 
     monkeypatch.setattr(model, "forward", counted)
-    stream = player.engine.stream(PROMPT, Sampling(max_new_tokens=50), [])
+    stream = player.engine.stream(Request(PROMPT, Sampling(max_new_tokens=50)))
     next(stream), next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert calls == [len(PROMPT), 1]  # and each token after the prompt costs one

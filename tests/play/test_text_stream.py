@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import SHAPES, Shape
 
-from mrp.play.engine import TextStream
+from mrp.play.engine import TextStream, Token
 
 TEXTS = ["Ha! 俺老孙来也！", "🐒🐷 and ⚔️", "naïve café", "a\n\n  b ", "  leading", "龘", "e\u0301", "\ufffd?"]
 
 
 def pieces_of(shape: Shape, ids: list[int]) -> list[str]:
     stream = TextStream(shape.tokenizer())
-    return [*(stream.add(token) for token in ids), stream.end()]
+    return [*(stream.add(Token(token)) for token in ids), stream.end()]
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=str)

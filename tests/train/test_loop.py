@@ -36,7 +36,7 @@ from mrp.dialogue import Turn
 from mrp.errors import InputError, SetupError, Stopped
 from mrp.files import folder_lock, sha256_file
 from mrp.models.load import hardware, load_model, load_tokenizer
-from mrp.play.engine import Sampling, TransformersEngine
+from mrp.play.engine import Request, Sampling, TransformersEngine
 from mrp.render import ChatTemplate
 from mrp.train import checkpoint, loop, passes
 from mrp.train.checkpoint import read_state
@@ -59,8 +59,8 @@ def replies(run: Run) -> dict[str, str]:
     found = {}
     for who in PEOPLE:
         messages = view_for_reply([Turn("other", QUESTION)], ("other", who), who, run.cast)
-        ids = engine.stream(template.prompt(messages), Sampling(0, max_new_tokens=40), template.stop_ids())
-        found[who] = tokenizer.decode(list(ids))
+        asked = Request(template.prompt(messages), Sampling(0, max_new_tokens=40), template.stop_ids())
+        found[who] = tokenizer.decode([token.id for token in engine.stream(asked)])
     return found
 
 
