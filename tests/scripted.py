@@ -12,8 +12,8 @@ from shapes import SHAPES
 
 from mrp.cast import Cast, Character
 from mrp.config import ChatOptions
-from mrp.play.conversation import Player
 from mrp.play.engine import Request, Sampling, Token
+from mrp.play.reply import Player
 from mrp.render import ChatTemplate
 
 CAST = Cast(

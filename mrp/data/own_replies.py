@@ -22,7 +22,7 @@ from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
 from mrp.files import disk_error, fingerprint, folder_lock, write_jsonl
 from mrp.models.bases import model_identity
-from mrp.play.conversation import NOT_TEXT
+from mrp.play.reply import NOT_TEXT
 from mrp.report import SILENT, Reporter
 
 if TYPE_CHECKING:

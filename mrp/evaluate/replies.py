@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mrp.play.conversation import Conversation, Player
+from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
+from mrp.play.reply import Player
 
 
 def ask_everybody(player: Player, question: str, seed: int, tick: Callable[[], None] | None = None) -> dict[str, str]:

@@ -16,8 +16,8 @@ from mrp.errors import InputError
 from mrp.models.bases import check_base_folder, find_base
 from mrp.models.load import hardware, load_model, load_tokenizer, set_threads
 from mrp.models.merge import is_merged
-from mrp.play.conversation import Player
 from mrp.play.engine import TransformersEngine
+from mrp.play.reply import Player
 from mrp.render import ChatTemplate
 
 

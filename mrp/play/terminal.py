@@ -17,8 +17,9 @@ from typing import Any
 from mrp.cast import OTHER, Cast, fill_user
 from mrp.errors import InputError, MrpError, nearest
 from mrp.files import write_jsonl
-from mrp.play.conversation import PLAIN, Conversation, Player
+from mrp.play.conversation import PLAIN, Conversation
 from mrp.play.engine import Sampling
+from mrp.play.reply import Player
 from mrp.report import ConsoleReporter, Reporter
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")

@@ -13,9 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from mrp.config import ChatOptions
-from mrp.play.conversation import Player
 from mrp.play.engine import Request, Sampling, choose
 from mrp.play.open import load_player
+from mrp.play.reply import Player
 
 torch = pytest.importorskip("torch")
 

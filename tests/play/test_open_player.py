@@ -14,9 +14,10 @@ from mrp.config import load_run
 from mrp.data.build import build_data
 from mrp.errors import InputError
 from mrp.models.merge import merge_run
-from mrp.play.conversation import Conversation, Player
+from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
 from mrp.play.open import model_of, open_player
+from mrp.play.reply import Player
 from mrp.train.loop import train
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
