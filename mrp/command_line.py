@@ -86,7 +86,7 @@ def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, deb
         raise typer.Exit(fault.exit_code) from None
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
-    if code := getattr(result, "exit_code", 0):  # of `mrp doctor`, whose result is a judgement
+    if code := getattr(result, "exit_code", 0):  # a `Judgement`
         raise typer.Exit(code)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrp.config import Run
-from mrp.errors import InputError, ManyFaults, nearest
+from mrp.errors import InputError, Judgement, ManyFaults, nearest
 from mrp.report import ConsoleReporter, Reporter, duration_text
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def check_command(
     fix: Path | None,
     page: Path | None,
     report: Reporter,
-) -> dict[str, Any]:
-    """`mrp data check`: every fault with file and line; raises `ManyFaults` (exit code 2) if there is one."""
+) -> Judgement:
+    """`mrp data check`: every fault with file and line, and what was found in all; exit code 2 if there is a fault."""
     from mrp.cast import load_cast
     from mrp.data.check import check_data
 
@@ -92,9 +92,11 @@ def check_command(
         report.result(f"wrote {page}")
     total = sum(found.counts.values()) + len(found.problems)
     faults = [*found.problems, *(fault.as_error() for fault in found.faults)]
-    if total:
-        raise ManyFaults(f"the dialogues have {total:,} fault{'s' * (total > 1)}", faults, total)
-    return found.as_json()
+    if not total:
+        return Judgement(found.as_json(), 0)
+    all_of_them = ManyFaults(f"the dialogues have {total:,} fault{'s' * (total > 1)}", faults, total)
+    report.error(all_of_them)
+    return Judgement(found.as_json() | {"error": all_of_them.as_json()}, all_of_them.exit_code)
 
 
 def _balance_lines(tally: Tally) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mrp
-from mrp.errors import ManyFaults, MrpError
+from mrp.errors import Judgement, ManyFaults, MrpError
 from mrp.files import size_text
 from mrp.models.bases import cache_folder
 from mrp.report import Reporter
@@ -44,15 +44,7 @@ class Finding:
     fix: str = ""
 
 
-class Examination(dict[str, Any]):
-    """The result of the command; `exit_code` says the worst: 2 if anything is an error, else 0."""
-
-    @property
-    def exit_code(self) -> int:
-        return 2 if self["worst"] == "error" else 0
-
-
-def doctor_command(path: Path | None, report: Reporter) -> Examination:
+def doctor_command(path: Path | None, report: Reporter) -> Judgement:
     """Look at everything and print a table; the result holds each finding."""
     with report.waiting("looking around"):
         findings = examine(path)
@@ -60,7 +52,8 @@ def doctor_command(path: Path | None, report: Reporter) -> Examination:
         report.result(line)
     worst = max((f.level for f in findings), key=LEVELS.index)
     counts = {level: sum(f.level == level for f in findings) for level in LEVELS}
-    return Examination(worst=worst, counts=counts, findings=[asdict(f) for f in findings])
+    found = {"worst": worst, "counts": counts, "findings": [asdict(f) for f in findings]}
+    return Judgement(found, 2 if worst == "error" else 0)
 
 
 def examine(path: Path | None) -> list[Finding]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 SHOWN_FAULTS = 20  # of many faults found in one pass, as many are printed; the rest is counted
 
@@ -78,6 +79,14 @@ class ManyFaults(InputError):
 
     def as_json(self) -> dict[str, object]:
         return {"what": self.what, "total": self.total, "faults": [fault.as_json() for fault in self.faults]}
+
+
+class Judgement(dict[str, Any]):
+    """The result of a command that looks at something: what it found, and (`exit_code`) whether that is in order."""
+
+    def __init__(self, found: dict[str, Any], exit_code: int) -> None:
+        super().__init__(found)
+        self.exit_code = exit_code
 
 
 def raise_all(what: str, faults: Sequence[MrpError]) -> None:

@@ -32,6 +32,9 @@ class Reporter:
     def warn(self, text: str) -> None:
         """One line that a person should not miss."""
 
+    def error(self, text: object) -> None:
+        """What the command ends with, where it is told beside a result."""
+
     def waiting(self, text: str) -> AbstractContextManager[object]:
         """A stretch of work whose length nobody knows."""
         del text
@@ -71,6 +74,9 @@ class ConsoleReporter(Reporter):
 
     def warn(self, text: str) -> None:
         self.err.print(f"warning: {text}", style="yellow")
+
+    def error(self, text: object) -> None:
+        self.err.print(f"error: {text}")
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
         return self.err.status(text) if self.err.is_terminal and not self.quiet else nullcontext()

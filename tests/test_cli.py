@@ -342,7 +342,10 @@ def test_check_names_every_broken_line(project: Path) -> None:
     done = mrp("data", "check", project)
     fails(done, 2, *(f"bajie.jsonl:{number}" for number in (1, 2, 3)), "broken-json", "wrong-type", "no usable line")
     assert "9 lines, 6 of them usable" in done.out
-    assert len(mrp("data", "check", project, "--json").json["error"]["faults"]) == 4
+    done = mrp("data", "check", project, "--json")
+    assert done.code == 2 and len(done.json["error"]["faults"]) == 4
+    assert (done.json["ok"], done.json["lines"], done.json["kept"]) == (False, 9, 6)
+    assert done.json["rejected"] == {"broken-json": 1, "wrong-type": 2}
 
 
 def test_an_unknown_base_is_told_with_the_known_ones(project: Path) -> None:
