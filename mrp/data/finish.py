@@ -29,7 +29,7 @@ from mrp.errors import InputError, MrpError, raise_all
 from mrp.files import write_json
 from mrp.report import SILENT, Reporter
 
-PROVABLE = 100_000  # scenes, up to which the exact search takes less than half a minute
+PROVABLE = 1_000_000  # scenes, up to which the exact search takes some minutes (docs/benchmarks.md)
 Ints = NDArray[np.integer[Any]]
 Keys = NDArray[np.uint64]
 
