@@ -223,11 +223,12 @@ def merge_command(
     report: Reporter,
     out: Annotated[Path | None, typer.Option(help="Where to write; a run has its own place.")] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Largest file, such as 2GB.")] = None,
+    voice: Annotated[str | None, typer.Option(help="Of a RUN: fold in this character's voice too.")] = None,
 ) -> Any:
     """Fold adapters into their base model, and check the result; or write a MODEL in files of another length."""
     from mrp.models.merge import merge_command
 
-    return merge_command(paths, out, max_shard_size, report)
+    return merge_command(paths, out, max_shard_size, report, voice)
 
 
 @command(app, "export")

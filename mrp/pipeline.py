@@ -91,8 +91,10 @@ class _Pipeline:
 
     def merge(self) -> bool:
         from mrp.models.merge import is_merged, merge_run
+        from mrp.models.model_card import write_card
 
         if is_merged(self.run):
+            write_card(self.run.merged, self.run.folder.name, self.run)  # the records may say more by now
             self.report.line(f"   unchanged ({self.run.merged})")
             return False
         merge_run(self.run, self.report)

@@ -3,8 +3,9 @@
     export(Path("mrp.yaml"), Path("for-ollama"), "ollama", "q8_0")
 
 hf: a safetensors folder for transformers, vLLM and LMDeploy. gguf: one file for llama.cpp and its kin. ollama: that
-file and a Modelfile for each character. The folder is written beside its place and renamed; `mrp-export.json` in it
-says what it was made of, so that a later export may take its place and nothing else is ever overwritten.
+file and a Modelfile for each character. The characters' voices go along (export_voices.py). The folder is written
+beside its place and renamed; `mrp-export.json` in it says what it was made of, so that a later export may take its
+place and nothing else is ever overwritten.
 """
 
 from __future__ import annotations
@@ -23,6 +24,17 @@ from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, Run
 from mrp.errors import InputError, nearest
 from mrp.files import need_space, read_json, replacing_folder, sampled_sha256, size_text, write_json
 from mrp.models.bases import check_base_folder, model_identity
+from mrp.models.export_voices import (
+    VOICES,
+    ExportedVoice,
+    check_voices,
+    gguf_voice_lines,
+    hf_voice_lines,
+    ollama_voice_lines,
+    vllm_options,
+    voices_beside,
+    write_voices,
+)
 from mrp.models.gguf_layout import Layout, Planned, gguf_layout, plan_tensors
 from mrp.models.gguf_vocab import vocabulary_fields
 from mrp.models.gguf_write import (
@@ -74,6 +86,7 @@ class Source:
     run: Run | None
     tokenizer: Any
     template: ChatTemplate | None
+    voices: tuple[ExportedVoice, ...] = ()
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -95,10 +108,12 @@ def export(path: Path, out: Path, to: str, quant: str | None = None, report: Rep
     quant = quant or ("" if to == "hf" else "f16")
     write = _write_hf if to == "hf" else _write_gguf_folder
     plan = write(source, name, to, quant)
-    need_space(out.parent, plan.needed_bytes + 2**20, "the exported model")
+    voice_bytes = sum(voice.nbytes for voice in source.voices)
+    need_space(out.parent, plan.needed_bytes + voice_bytes + 2**20, "the exported model")
     with replacing_folder(out) as part:
         with report.progress("exporting", plan.data_bytes, "B") as update:
             tensors = plan.write_weights(part, update)
+        write_voices(source.voices, source.folder, part, to)
         for file, text in plan.texts.items():
             (part / file).write_text(text, encoding="utf-8", newline="\n")
         for licence in _licence_files(source.folder):
@@ -111,14 +126,19 @@ def export(path: Path, out: Path, to: str, quant: str | None = None, report: Rep
             "model": model_identity(source.folder),
             "tensors": tensors,
             "notes": plan.notes,
-            "files": {p.name: sampled_sha256(p) for p in sorted(part.iterdir()) if p.is_file()},
+            **({"voices": [voice.character for voice in source.voices]} if source.voices else {}),
+            "files": {path.relative_to(part).as_posix(): sampled_sha256(path) for path in _files_in(part)},
         }
         write_json(part / EXPORT_RECORD, record)
     for note in plan.notes:
         report.warn(note)
-    size = sum(p.stat().st_size for p in out.iterdir())
+    size = sum(path.stat().st_size for path in _files_in(out))
     report.line(f"wrote {out}: {size_text(size)} in {len(record['files'])} files")
     return {"folder": str(out), **record}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -140,9 +160,10 @@ def open_source(path: Path) -> Source:
     run: Run | None = None
     cast: Cast | None = None
     options = ChatOptions()
+    voices = path / VOICES
     if path.is_file() or (path / KEPT_RUN_FILE).exists() or (path / RUN_FILE).exists():
         run = load_run(path)
-        folder, cast, options = run.merged, run.cast, run.config.chat
+        folder, cast, options, voices = run.merged, run.cast, run.config.chat, run.voices
         if not (folder / "config.json").is_file():
             fix = f"mrp merge {run.name_again}" if run.adapter.is_dir() else f"mrp run {run.name_again}"
             raise InputError("the run has no merged model to export", str(folder), fix)
@@ -162,7 +183,8 @@ def open_source(path: Path) -> Source:
     check_base_folder(folder)
     tokenizer = load_tokenizer(folder)
     template = ChatTemplate(tokenizer, where=str(folder)) if tokenizer.chat_template else None
-    return Source(folder, cast, options, run, tokenizer, template)
+    spoken = tuple(check_voices(voices_beside(voices, cast), folder))
+    return Source(folder, cast, options, run, tokenizer, template, spoken)
 
 
 def _is_current(run: Run) -> bool:
@@ -231,7 +253,9 @@ def _write_hf(source: Source, name: str, to: str, quant: str) -> _Plan:
     if quant:
         word = "float16" if quant == "f16" else "bfloat16"
         texts["config.json"] = re.sub(r'("(?:torch_)?dtype": )"[^"]*"', rf'\1"{word}"', texts["config.json"])
-    texts["README.md"] = _card(source, name, hf_usage(source.cast))
+    texts["README.md"] = _card(
+        source, name, hf_usage(source.cast, vllm_options(source.voices), hf_voice_lines(source.voices))
+    )
     if source.cast:
         texts[KEPT_CAST_FILE] = _cast_to_share(source.cast)
     total = sum(shard.data_bytes for shard in shards)
@@ -295,7 +319,8 @@ def _write_gguf_folder(source: Source, name: str, to: str, quant: str) -> _Plan:
         notes = [*notes, *said]
     else:
         context = min(source.options.context_tokens, longest)
-        texts = {"README.md": _card(source, name, gguf_usage(file, source.cast, context))}
+        said = gguf_voice_lines(file, source.voices, context)
+        texts = {"README.md": _card(source, name, gguf_usage(file, source.cast, context, said))}
 
     def write_weights(part: Path, tick: Callable[[int], None]) -> dict[str, int]:
         return _write_file(part / file, layout, fields, tensors, quant, tick)
@@ -352,5 +377,7 @@ def _ollama_texts(source: Source, name: str, file: str, longest: int) -> tuple[d
         raise InputError("the model has no chat template for Ollama", str(source.folder), fix)
     stops = [str(source.tokenizer.convert_ids_to_tokens(i)) for i in source.template.stop_ids()]
     options = source.options.model_copy(update={"context_tokens": min(source.options.context_tokens, longest)})
-    files, notes = modelfiles(file, source.template, source.cast, options, stops)
-    return files | {"README.md": _card(source, name, usage(name, list(files), source.cast))}, notes
+    voices = {voice.character: f"./{VOICES}/{voice.character}.gguf" for voice in source.voices}
+    files, notes = modelfiles(file, source.template, source.cast, options, stops, voices)
+    said = [*usage(name, list(files), source.cast), *ollama_voice_lines(source.voices)]
+    return files | {"README.md": _card(source, name, said)}, notes

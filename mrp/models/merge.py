@@ -37,6 +37,7 @@ from mrp.models.merge_folder import (
 from mrp.models.merge_numbers import Folding
 from mrp.models.merge_plan import MergePlan, Weighted, check_weights, parse_adapter, plan_merge, weighted
 from mrp.models.merge_shift import quantised_shift
+from mrp.models.model_card import write_card
 from mrp.models.shards import Shard, plan_shards, read_weights, same_bytes, shard_bytes, write_shards
 from mrp.report import SILENT, Reporter
 from mrp.train.lora import CONFIG, check_adapter_folder
@@ -147,16 +148,22 @@ def is_merged(run: Run) -> bool:
 
 def merge_run(run: Run, report: Reporter = SILENT) -> Path:
     """Merge a run's adapter into its base, unless that is done; the folder gets the run's cast too, so it is enough
-    for a chat. The caller holds the run folder's lock. Returns the folder."""
+    for a chat, and a model card. The caller holds the run folder's lock. Returns the folder."""
     if run.config.train.method == "full":
         check_base_folder(run.merged)
     else:
         base = find_base(run.config.base, run.path.parent)
         merge(base, run.adapter, run.merged, max_shard_size=run.config.merge.max_shard_size, report=report)
-    if _kept_cast(run.merged) != cast_text(run, run.merged):
-        with replacing(run.merged / KEPT_CAST_FILE) as file:
-            file.write(cast_text(run, run.merged))
+    keep_cast(run, run.merged)
+    write_card(run.merged, run.folder.name, run)
     return run.merged
+
+
+def keep_cast(run: Run, folder: Path) -> None:
+    """Give a merged model the run's cast, unless it has it."""
+    if _kept_cast(folder) != cast_text(run, folder):
+        with replacing(folder / KEPT_CAST_FILE) as file:
+            file.write(cast_text(run, folder))
 
 
 def _kept_cast(folder: Path) -> str:
@@ -164,13 +171,23 @@ def _kept_cast(folder: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def merge_command(paths: list[str], out: Path | None, max_shard_size: str | None, report: Reporter) -> dict[str, Any]:
-    """`mrp merge RUN`, `mrp merge BASE ADAPTER[=WEIGHT]... --out DIR`, `mrp merge MODEL --out DIR` (other shards)."""
-    if len(paths) == 1 and out is None:
+def merge_command(
+    paths: list[str], out: Path | None, max_shard_size: str | None, report: Reporter, voice: str | None = None
+) -> dict[str, Any]:
+    """`mrp merge RUN`, `mrp merge RUN --voice NAME`, `mrp merge BASE ADAPTER[=WEIGHT]... --out DIR`, and
+    `mrp merge MODEL --out DIR` (other shards)."""
+    if voice is not None and len(paths) > 1:
+        fix = "mrp merge RUN --voice NAME; or give the voice's folder as one more ADAPTER"
+        raise InputError("--voice names a voice of a run, and these are a base and adapters", "--voice", fix)
+    if voice is not None or (len(paths) == 1 and out is None):
         _refuse_folder_without_out(Path(paths[0]))
         flags = {"merge.max_shard_size": max_shard_size} if max_shard_size else {}
         run = load_run(Path(paths[0]), flags)
         with folder_lock(run.folder):
+            if voice is not None:
+                from mrp.models.merge_voice import merge_voice
+
+                return merge_voice(run, voice, out, report)
             folder = merge_run(run, report)
         return {"folder": str(folder), **read_json(folder / MERGE_RECORD)}
     if out is None:

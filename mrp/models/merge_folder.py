@@ -19,6 +19,7 @@ from mrp.errors import InputError
 from mrp.files import read_json, sampled_sha256, sha256_file, write_json
 from mrp.models.bases import model_identity
 from mrp.models.merge_plan import TOKENIZER_FILES, MergePlan, Weighted
+from mrp.models.model_card import CARD
 from mrp.train.lora import CONFIG, WEIGHTS
 
 MERGE_RECORD = "mrp-merge.json"
@@ -27,6 +28,7 @@ COPIED = (
     *("*.json", "*.jinja", "*.model", "*.model.*", "*.tiktoken", "*.txt"),  # config, tokenizer, chat template
     *("LICEN[CS]E*", "NOTICE*", "COPYING*", "*POLICY*", "additional_chat_templates/*.jinja"),
 )
+LATER = (KEPT_CAST_FILE, CARD)  # written once the merge is done
 NOT_COPIED = ("*.index.json", "mrp-*.json", "adapter_*")
 
 
@@ -83,7 +85,7 @@ def is_intact(folder: Path, inputs: dict[str, Any]) -> bool:
 
 def write_record(part: Path, record: dict[str, Any]) -> None:
     """Write the record, with a hash of every file of the folder."""
-    files = sorted(p for p in part.rglob("*") if p.is_file() and p.name != KEPT_CAST_FILE)
+    files = sorted(p for p in part.rglob("*") if p.is_file() and p.name not in LATER)
     record["files"] = {path.relative_to(part).as_posix(): sampled_sha256(path) for path in files}
     write_json(part / MERGE_RECORD, record)
 
@@ -106,7 +108,7 @@ def check_place(out: Path, *sources: Path) -> None:
         what = f"the folder is not empty, and no earlier merge: it has no {MERGE_RECORD}"
         raise InputError(what, str(out), "choose another folder, or empty it")
     record = read_json(out / MERGE_RECORD)
-    known = {*record.get("files", ()), MERGE_RECORD, KEPT_CAST_FILE} if isinstance(record, dict) else set()
+    known = {*record.get("files", ()), MERGE_RECORD, *LATER} if isinstance(record, dict) else set()
     if others := sorted(present - known):
         what = f"the folder holds files that no merge wrote and that would be lost: {', '.join(others[:5])}"
         raise InputError(what, str(out), "move them elsewhere, or choose another folder")

@@ -18,9 +18,10 @@ import mrp
 from mrp.cast import Cast
 from mrp.config import Run
 from mrp.errors import MrpError
-from mrp.files import read_json
+from mrp.files import read_json, replacing
 from mrp.models.bases import RECORD_NAME, find_base
 
+CARD = "README.md"
 UNKNOWN = "unknown"
 SIMPLE_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 FICTION = (
@@ -63,7 +64,7 @@ def facts_of(name: str, folder: Path, cast: Cast | None, run: Run | None) -> Fac
 
 def card_head(folder: Path) -> dict[str, str]:
     """The plain `key: value` lines in the head of a folder's README.md; {} without one."""
-    path = folder / "README.md"
+    path = folder / CARD
     found = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.S) if path.is_file() else None
     lines = found[1].splitlines() if found else []
     pairs = [line.partition(":") for line in lines if not line.startswith((" ", "-"))]
@@ -146,9 +147,9 @@ def _cell(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def hf_usage(cast: Cast | None) -> list[str]:
-    """How to use a safetensors folder."""
-    lines = ["```", "vllm serve . --served-model-name cast"]
+def hf_usage(cast: Cast | None, vllm_more: str = "", voices: Sequence[str] = ()) -> list[str]:
+    """How to use a safetensors folder; `vllm_more`: further options, `voices`: lines about the voices."""
+    lines = ["```", f"vllm serve . --served-model-name cast{vllm_more}"]
     if cast:
         lines += [f"mrp chat . --as {cast.characters[0].id}"]
     return [
@@ -156,13 +157,30 @@ def hf_usage(cast: Cast | None) -> list[str]:
         "```",
         "",
         "or `AutoModelForCausalLM.from_pretrained` of transformers 4.45 and later.",
+        *voices,
         *_personas(cast),
     ]
 
 
-def gguf_usage(file: str, cast: Cast | None, context_tokens: int) -> list[str]:
-    """How to use one GGUF file."""
-    return ["```", f"llama-server -m {file} -c {context_tokens} --jinja", "```", *_personas(cast)]
+def gguf_usage(file: str, cast: Cast | None, context_tokens: int, voices: Sequence[str] = ()) -> list[str]:
+    """How to use one GGUF file; `voices`: lines about the voices."""
+    return ["```", f"llama-server -m {file} -c {context_tokens} --jinja", "```", *voices, *_personas(cast)]
+
+
+def merged_usage(cast: Cast | None) -> list[str]:
+    """How to use the folder that a merge wrote."""
+    who = f" --as {cast.characters[0].id}" if cast else ""
+    lines = ["```", f"mrp chat .{who}", "mrp export . OUT --to hf        # for vLLM and others; or gguf, ollama", "```"]
+    return [*lines, *_personas(cast)]
+
+
+def write_card(folder: Path, name: str, run: Run) -> None:
+    """Write README.md of a model that a merge of `run` wrote, unless it stands there already."""
+    text = model_card(facts_of(name, folder, run.cast, run), merged_usage(run.cast))
+    path = folder / CARD
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        with replacing(path) as file:
+            file.write(text)
 
 
 def _personas(cast: Cast | None) -> list[str]:

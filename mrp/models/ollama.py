@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from mrp.cast import NEUTRAL_NAME, Cast, Character, fill_user
 from mrp.config import ChatOptions
@@ -125,9 +126,17 @@ def _agree(found: GoTemplate, template: ChatTemplate, messages: list[Message]) -
 
 
 def modelfiles(
-    gguf_name: str, template: ChatTemplate, cast: Cast | None, options: ChatOptions, stops: Sequence[str]
+    gguf_name: str,
+    template: ChatTemplate,
+    cast: Cast | None,
+    options: ChatOptions,
+    stops: Sequence[str],
+    voices: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict[str, str], list[str]]:
-    """The Modelfiles by file name, and notes on what Ollama cannot keep. Without a cast there is one, "Modelfile"."""
+    """The Modelfiles by file name, and notes on what Ollama cannot keep. Without a cast there is one, "Modelfile".
+
+    `voices`: GGUF LoRA files by character, as paths from the Modelfile.
+    """
     head = [f"FROM ./{gguf_name}", f"TEMPLATE {_quoted(go_template(template).text())}"]
     parameters = {
         "temperature": options.temperature,
@@ -145,6 +154,8 @@ def modelfiles(
     files, notes = {}, []
     for character in cast:
         lines, said = _character_lines(character, cast, template)
+        if character.id in voices:
+            lines = [f"ADAPTER {voices[character.id]}", *lines]
         files[f"Modelfile.{character.id}"] = "\n".join([*head, *lines]) + "\n"
         notes += [f"{character.id}: {note}" for note in said]
     return files, notes
