@@ -20,18 +20,30 @@ from mrp.errors import InputError
 
 # Structs, not dataclasses: of each there are millions, and a frozen dataclass takes six times as long to make.
 class Turn(msgspec.Struct, frozen=True):
-    """One line of a dialogue, or (with `enters`) the moment in which `speaker` comes in and says nothing yet."""
+    """One line of a dialogue, or the moment in which `speaker` comes in (`enters`) or goes away (`leaves`), unsaid."""
 
     speaker: str  # id of a cast member, the name of somebody else, or cast.OTHER
     text: str = ""
     enters: bool = False
+    leaves: bool = False
+
+    @property
+    def is_line(self) -> bool:
+        """True if something is said."""
+        return not (self.enters or self.leaves)
+
+    def row(self) -> dict[str, Any]:
+        """The turn as a dialogue file has it."""
+        if self.is_line:
+            return {"speaker": self.speaker, "text": self.text}
+        return {"enter" if self.enters else "leave": self.speaker}
 
 
 class Scene(msgspec.Struct, frozen=True):
     """A dialogue with its declared participants.
 
-    `participants` are those present when it starts; one who comes later has a turn with `enters`. More than two
-    (so far) means that the lines of others carry names.
+    `participants` are those present when it starts; one who comes later has a turn with `enters`, one who goes a turn
+    with `leaves`. More than two (so far) means that the lines of others carry names.
     """
 
     id: str
@@ -42,7 +54,7 @@ class Scene(msgspec.Struct, frozen=True):
 
     def speakers(self) -> list[str]:
         """Everybody who says something, in order of the first line."""
-        return list(dict.fromkeys(t.speaker for t in self.turns if not t.enters))
+        return list(dict.fromkeys(t.speaker for t in self.turns if t.is_line))
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,7 @@ class Sides:
         characters = self.characters(scene)
         if not characters:
             return
-        turns = [{"enter": t.speaker} if t.enters else {"speaker": t.speaker, "text": t.text} for t in scene.turns]
+        turns = [turn.row() for turn in scene.turns]
         value: dict[str, Any] = {"id": scene.id} if scene.id else {}
         value["participants"] = scene.participants
         if scene.scenario:
@@ -223,9 +223,9 @@ class Sides:
             self.done.characters[character] += 1
         ids = {speaker for speaker in scene.speakers() if self.names.is_character(speaker)}
         for turn in reversed(scene.turns):
-            if turn.speaker in ids and not turn.enters:
+            if turn.speaker in ids and turn.is_line:
                 break
-            self.done.dropped["after_last_reply"] += not turn.enters
+            self.done.dropped["after_last_reply"] += turn.is_line
 
     def messages(self, scene: Scene, character: str) -> list[Message]:
         own = [turn.speaker == character for turn in scene.turns]

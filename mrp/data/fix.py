@@ -65,19 +65,19 @@ def is_mendable(scene: Scene, finding: Finding) -> bool:
 
 def scene_row(scene: Scene) -> dict[str, Any]:
     """The scene as a line of our own format; `read.py` reads the same scene from it."""
-    turns = [{"enter": t.speaker} if t.enters else {"speaker": t.speaker, "text": t.text} for t in scene.turns]
+    turns = [turn.row() for turn in scene.turns]
     row = {"id": scene.id, "participants": list(scene.participants), "scenario": scene.scenario, "turns": turns}
     return {key: value for key, value in row.items() if value or key == "turns"}
 
 
 def _stripped(scene: Scene, done: Counter[str]) -> Scene:
     """The scene without blanks around its texts, and without turns that hold nothing else."""
-    if all(turn.enters or (turn.text and turn.text == turn.text.strip()) for turn in scene.turns):
+    if all(not turn.is_line or (turn.text and turn.text == turn.text.strip()) for turn in scene.turns):
         return scene
     turns: list[Turn] = []
     for turn in scene.turns:
         text = turn.text.strip()
-        if not text and not turn.enters:
+        if not text and turn.is_line:
             done[TAKEN_OUT] += 1
             continue
         done[OUTER_BLANKS] += text != turn.text
@@ -125,7 +125,7 @@ def _take_out_prompt(turns: list[Turn | None], reply: int, linter: Linter, done:
         turn = turns[index]
         if turn is None:
             return
-        if not turn.enters:
+        if turn.is_line:
             if not linter.is_character(turn.speaker):
                 turns[index] = None
                 done[TAKEN_OUT] += 1

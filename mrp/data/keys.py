@@ -69,7 +69,7 @@ class KeyWriter:
     def add(self, scene: Scene, characters: set[str]) -> tuple[int, int]:
         """Take a scene in which `characters` of the cast speak; gives back its content key (two times 64 bits)."""
         if self.wanted.normal or self.wanted.bands or self.wanted.apart:
-            self._texts.append("\n".join([turn.text for turn in scene.turns if not turn.enters]))
+            self._texts.append("\n".join([turn.text for turn in scene.turns if turn.is_line]))
             if self.wanted.normal:
                 self._who.append("\n".join([f"{turn.speaker} {turn.text}" for turn in scene.turns]))
             if self.wanted.apart:
@@ -145,10 +145,10 @@ def content_key(scene: Scene) -> tuple[int, int]:
     """A hash of all that a view of the scene shows: participants in any order, adjacent lines of a speaker as one."""
     turns: list[list[Any]] = []
     for turn in scene.turns:
-        if turns and not turn.enters and turns[-1][0] == turn.speaker and not turns[-1][1]:
+        if turns and turn.is_line and turns[-1][0] == turn.speaker and not turns[-1][1]:
             turns[-1][2] += "\n" + turn.text
         else:
-            turns.append([turn.speaker, turn.enters, turn.text])
+            turns.append([turn.speaker, "leaves" if turn.leaves else turn.enters, turn.text])
     value = encode([sorted(scene.participants), scene.scenario, turns])
     digest = hashlib.blake2b(value, digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
@@ -163,7 +163,7 @@ def _question(turns: tuple[Turn, ...], characters: set[str]) -> str:
     """What is said before the first line of any character; "" where that is nobody's, or too short to tell."""
     before: list[str] = []
     for turn in turns:
-        if turn.speaker in characters and not turn.enters:
+        if turn.speaker in characters and turn.is_line:
             break
         before.append(turn.text)
     text = "\n".join(before)

@@ -200,7 +200,7 @@ class Linter:
         found: list[Finding] = []
         before = None
         for index, turn in enumerate(turns):
-            if turn.enters:
+            if not turn.is_line:
                 continue
             if (
                 before is not None

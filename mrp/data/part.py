@@ -188,7 +188,7 @@ class PartWriter:
         if findings and self.refused and (refused := next((f for f in findings if f.reason in self.refused), None)):
             self._reject(Rejected(scene.source, refused.reason, refused.detail, _spoken(scene)))
             return
-        speakers = {turn.speaker for turn in scene.turns if not turn.enters}
+        speakers = {turn.speaker for turn in scene.turns if turn.is_line}
         if self.maker.looks_only:
             self._look(scene, findings, number)
             characters = {speaker for speaker in speakers if self.linter.is_character(speaker)}
@@ -217,7 +217,7 @@ class PartWriter:
         end = 0  # where the longest sample ends
         for place, character in spoken:
             end = max(end, self._sample(scene, character, scene_id, number, place))
-        unanswered = sum(not turn.enters for turn in scene.turns[end:]) if end < len(scene.turns) else 0
+        unanswered = sum(turn.is_line for turn in scene.turns[end:]) if end < len(scene.turns) else 0
         return {speaker for _, speaker in spoken}, unanswered
 
     def _look(self, scene: Scene, findings: list[Finding], number: int) -> None:
@@ -244,7 +244,7 @@ class PartWriter:
         text = encode(row) + b"\n"
         shown = "".join([turn.text for turn in turns])
         own = [turn.text for turn, learnt in zip(turns, loss, strict=True) if learnt]
-        said = sum(not turn.enters for turn in turns)
+        said = sum(turn.is_line for turn in turns)
         sizes = (said, len(own), len(shown), len("".join(own)), estimated_tokens(shown))
         self._lines.write(text)
         key = order_key(self.maker.seed, 0, sample_id)
@@ -354,7 +354,7 @@ def _row_bytes(table: str) -> int:
 
 def sample_turns(scene: Scene, character: str) -> tuple[tuple[Turn, ...], list[bool]]:
     """What `character`'s sample of a scene shows: up to its last own line; and which lines are its own, to learn."""
-    own = [turn.speaker == character and not turn.enters for turn in scene.turns]
+    own = [turn.speaker == character and turn.is_line for turn in scene.turns]
     if not own[-1]:
         del own[len(own) - own[::-1].index(True) :]
         return scene.turns[: len(own)], own
@@ -368,7 +368,7 @@ def made_id(stem: str, line: int, element: int) -> str:
 
 def _spoken(scene: Scene) -> str:
     """What is said in a scene, for the eye."""
-    return "\n".join(f"{turn.speaker}: {turn.text}" for turn in scene.turns if not turn.enters)[:SHOWN_TEXT]
+    return "\n".join(f"{turn.speaker}: {turn.text}" for turn in scene.turns if turn.is_line)[:SHOWN_TEXT]
 
 
 def _place(source: str) -> tuple[int, int]:

@@ -48,7 +48,7 @@ OWN_FORMAT, OWN_KEY = "scene", "turns"
 TELLING_KEYS = (*FORMATS, OWN_KEY)  # one of them tells the format of a line
 SCENE_KEYS = ("id", "participants", "scenario", "turns", "chapter", "title", "source")
 NOTE_KEYS = ("chapter", "title", "source")  # for people; read past
-TURN_KEYS = ("speaker", "role", "text", "enter")
+TURN_KEYS = ("speaker", "role", "text", "enter", "leave")
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -281,7 +281,7 @@ def _own_scene(value: dict[str, Any], names: Names, source: str, faults: Faults,
     scene_id = faults.name(value.get("id"), "id", optional=True)
     scenario = faults.text(value.get("scenario"), "scenario", optional=True)
     declared = _participants(value.get("participants"), names, faults)
-    present = set(declared)
+    present, gone = set(declared), set[str]()
     turns: list[Turn] = []
     for index, item in enumerate(faults.items(value["turns"], "turns")):
         turn = _turn(item, f"turns[{index}]", names, faults)
@@ -289,10 +289,17 @@ def _own_scene(value: dict[str, Any], names: Names, source: str, faults: Faults,
             continue
         if turn.enters:
             present.add(turn.speaker)
+            gone.discard(turn.speaker)
+        elif turn.speaker in gone:
+            what = "leaves again" if turn.leaves else "speaks"
+            detail = f"turns[{index}]: {ascii_name(turn.speaker)} {what} after having left; it enters first"
+            faults.add("undeclared-speaker", detail)
         elif declared and turn.speaker not in present:
             detail = f"turns[{index}]: {ascii_name(turn.speaker)} is neither in participants nor has entered"
             faults.add("undeclared-speaker", detail)
-        if turn.text or turn.enters:
+        if turn.leaves:
+            gone.add(turn.speaker)
+        if turn.text or not turn.is_line:
             turns.append(turn)
         else:
             dropped["empty_reply" if names.is_character(turn.speaker) else "empty_prompt"] += 1
@@ -309,17 +316,18 @@ def _participants(value: Any, names: Names, faults: Faults) -> list[str]:
 
 
 def _turn(item: Any, at: str, names: Names, faults: Faults) -> Turn | None:
-    """A line of a scene, or somebody's entrance; None where it is neither."""
+    """A line of a scene, or somebody's coming or going; None where it is none of these."""
     turn = faults.mapping(item, at, TURN_KEYS)
     if not turn:
         if item == {}:
             faults.add("wrong-type", f"{at} is empty")
         return None
-    if "enter" in turn:
-        if len(turn) > 1:
-            faults.add("wrong-type", f"{at} has other keys beside enter")
-        name = faults.name(turn["enter"], f"{at}.enter")
-        return Turn(names.speaker(name), enters=True) if name else None
+    for mark in ("enter", "leave"):
+        if mark in turn:
+            if len(turn) > 1:
+                faults.add("wrong-type", f"{at} has other keys beside {mark}")
+            name = faults.name(turn[mark], f"{at}.{mark}")
+            return Turn(names.speaker(name), enters=mark == "enter", leaves=mark == "leave") if name else None
     if "speaker" in turn and "role" in turn:
         faults.add("wrong-type", f"{at} has both speaker and role")
     key = "role" if "role" in turn else "speaker"

@@ -51,7 +51,7 @@ def sample_row(
 ) -> dict[str, Any]:
     """A sample as it is written: what `turns` of a scene show to `character`, and which of them are learnt."""
     rows = [
-        {"enter": turn.speaker} if turn.enters else {"speaker": turn.speaker, "text": turn.text, "loss": learnt}
+        turn.row() | {"loss": learnt} if turn.is_line else turn.row()
         for turn, learnt in zip(turns, loss, strict=True)
     ]
     row: dict[str, Any] = {"id": sample_id, "character": character, "scene": scene_id}
@@ -77,13 +77,17 @@ def read_samples(path: Path) -> list[Sample]:
     return samples
 
 
+def _turn(row: dict[str, Any]) -> Turn:
+    if "enter" in row:
+        return Turn(row["enter"], enters=True)
+    return Turn(row["leave"], leaves=True) if "leave" in row else Turn(row["speaker"], row["text"])
+
+
 def _sample(row: dict[str, Any]) -> Sample:
     unknown = set(row) - FIELDS - OPTIONAL
     if unknown:
         raise ValueError(f"unknown keys {sorted(unknown)}")
-    turns = tuple(
-        Turn(t["enter"], enters=True) if "enter" in t else Turn(t["speaker"], t["text"]) for t in row["turns"]
-    )
+    turns = tuple(_turn(t) for t in row["turns"])
     loss = tuple(bool(t.get("loss", False)) for t in row["turns"])
     participants = tuple(row["participants"])
     return Sample(

@@ -76,7 +76,7 @@ class Tally:
         turns = tokens = 0
         spoke: dict[str, Share | None] = {}  # in this scene: a character's share, or None for everybody else
         for turn in scene.turns:
-            if turn.enters:
+            if not turn.is_line:
                 continue
             turns += 1
             text, speaker = turn.text, turn.speaker

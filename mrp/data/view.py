@@ -101,17 +101,26 @@ def _messages(
     cast: Cast,
     scenario: str,
 ) -> list[Message]:
-    """Every line as (part of) a message. A line is shown by what came before it, never by what comes after."""
+    """Every line as (part of) a message. A line is shown by what came before it, never by what comes after.
+
+    Presence: what is said before the character is there (in `participants`, entered, or speaking itself) and from
+    when it leaves until it comes back is not shown to it.
+    """
     system = system_text(cast, character, scenario)
     messages = [Message(SYSTEM, system)] if system else []
-    present = set(participants)
+    known = set(participants)  # everybody declared so far; whoever leaves still counts, so that names stay
+    here = character in known
     before: tuple[str, bool] | None = None  # the speaker of the line before, and whether it carried a name
     for turn, learnt in zip(turns, loss, strict=True):
-        if turn.enters:
-            present.add(turn.speaker)
-            continue
         own = turn.speaker == character
-        named = not own and len(present) >= NAMES_FROM
+        if turn.enters:
+            known.add(turn.speaker)
+        if own:
+            before = before if here else None  # what was said meanwhile is not known: names come anew
+            here = not turn.leaves
+        if not here or not turn.is_line:
+            continue
+        named = not own and len(known) >= NAMES_FROM
         text = turn.text
         if named and before != (turn.speaker, True):
             text = f"{cast.display_name(turn.speaker)}{NAME_MARK[cast.language]}{text}"

@@ -124,6 +124,24 @@ def test_own_format_names_become_ids_and_strangers_stay(write: Write, cast: Cast
     assert result.participants == ("wukong", "Ferryman", OTHER)  # who enters is not there from the start
 
 
+def test_who_left_comes_back_before_the_next_line(write: Write, cast: Cast) -> None:
+    lines: list[dict[str, str]] = [
+        {"speaker": "wukong", "text": "Sleep, master."},
+        {"leave": "Master"},
+        {"speaker": "wukong", "text": "He is gone."},
+        {"speaker": "tang", "text": "Is he?"},
+    ]
+    row = {"participants": ["tang", "wukong"], "turns": lines}
+    refused = read_one(write, cast, row)
+    assert isinstance(refused, Rejected)
+    assert (refused.reason, "tang speaks after having left" in refused.detail) == ("undeclared-speaker", True)
+    lines.insert(3, {"enter": "tang"})
+    scene = read_one(write, cast, row)
+    assert isinstance(scene, Scene)
+    assert scene.turns[1] == Turn("tang", leaves=True)
+    assert [turn.row() for turn in scene.turns][1:4] == [{"leave": "tang"}, lines[2], {"enter": "tang"}]
+
+
 def test_empty_lines_of_a_scene_are_left_out_and_counted(write: Write, cast: Cast) -> None:
     lines = [{"speaker": "tang", "text": " "}, {"speaker": "Guard", "text": ""}, {"speaker": "tang", "text": "Peace."}]
     (line,) = read_lines(write("a.jsonl", [{"turns": lines}]), cast)

@@ -83,6 +83,35 @@ def test_names_are_there_from_the_start_where_three_are_declared_and_two_speak()
     assert see(*turns, head=("tang", "wukong", "Guard"))[0] == "user|Sun Wukong: a"
 
 
+def test_a_character_is_shown_only_what_is_said_while_it_is_there() -> None:
+    turns = (
+        Turn("wukong", "before"),
+        Turn("tang", enters=True),
+        Turn("wukong", "a"),
+        Turn("tang", "b"),
+        Turn("tang", leaves=True),
+        Turn("wukong", "secret"),
+        Turn("bajie", "c"),
+        Turn("tang", enters=True),
+        Turn("bajie", "d"),
+        Turn("tang", "e"),
+    )
+    heads = ("wukong", "bajie")
+    assert see(*turns, head=heads) == ["user|Sun Wukong: a", "assistant|b", "user|Zhu Bajie: d", "assistant|e"]
+    played = view_for_reply(turns[:9], heads, "tang", CAST)
+    assert [m.text for m in played[1:]] == ["Sun Wukong: a", "b", "Zhu Bajie: d"]
+    bystander = see(*turns, Turn("bajie", "f"), head=heads, me="bajie")
+    assert bystander[0].startswith("user|Sun Wukong: before\na\nTang Sanzang: b\nSun Wukong: secret")
+
+
+def test_a_speaker_heard_anew_after_an_absence_is_named_anew() -> None:
+    turns = (Turn("bajie", "a"), Turn("tang", leaves=True), Turn("bajie", "b"), Turn("tang", enters=True))
+    assert see(*turns, Turn("bajie", "c"), Turn("tang", "d"), head=("tang", "wukong", "bajie")) == [
+        "user|Zhu Bajie: a\nZhu Bajie: c",
+        "assistant|d",
+    ]
+
+
 def test_chinese_names_and_the_neutral_name() -> None:
     turns = (Turn("swk", "师父"), Turn(OTHER, "谁？"), Turn("tsz", "善哉。"))
     assert see(*turns, head=("tsz", "swk", OTHER), me="tsz", cast=ZH)[0] == "user|孙悟空：师父\n旁人：谁？"
@@ -131,7 +160,9 @@ def test_loss_must_go_with_the_turns() -> None:
 
 speakers = st.sampled_from(["tang", "wukong", "bajie", "Guard", OTHER])
 turns_in = st.lists(
-    st.builds(Turn, speakers, st.sampled_from(["a", "b c", "d\ne"])) | st.builds(Turn, speakers, enters=st.just(True)),
+    st.builds(Turn, speakers, st.sampled_from(["a", "b c", "d\ne"]))
+    | st.builds(Turn, speakers, enters=st.just(True))
+    | st.builds(Turn, speakers, leaves=st.just(True)),
     max_size=14,
 )
 heads = st.lists(speakers, max_size=4, unique=True)
@@ -139,7 +170,7 @@ heads = st.lists(speakers, max_size=4, unique=True)
 
 @given(turns=turns_in, head=heads, scenario=st.sampled_from(["", "At night."]))
 def test_what_play_shows_is_a_prefix_of_what_training_saw(turns: list[Turn], head: list[str], scenario: str) -> None:
-    own = [t.speaker == "tang" and not t.enters for t in turns]
+    own = [t.speaker == "tang" and t.is_line for t in turns]
     trained = view(turns, own, head, "tang", CAST, scenario)
     last = len(own) - own[::-1].index(True) if True in own else 0
     said = ""  # who spoke before
@@ -149,7 +180,7 @@ def test_what_play_shows_is_a_prefix_of_what_training_saw(turns: list[Turn], hea
         part, whole = shown[-1], trained[len(shown) - 1]
         assert part.role == whole.role
         assert whole.text.startswith(part.text)
-        if not turn.enters:
+        if turn.is_line:
             if own[k] and said != "tang":  # here the character speaks next
                 assert shown == trained[: len(shown)]
                 assert trained[len(shown)].role == "assistant"
@@ -158,7 +189,7 @@ def test_what_play_shows_is_a_prefix_of_what_training_saw(turns: list[Turn], hea
 
 @given(turns=turns_in, head=heads)
 def test_roles_alternate_and_only_own_lines_are_learnt(turns: list[Turn], head: list[str]) -> None:
-    own = [t.speaker == "tang" and not t.enters for t in turns]
+    own = [t.speaker == "tang" and t.is_line for t in turns]
     messages = view(turns, own, head, "tang", CAST)
     roles = [m.role for m in messages]
     assert roles[0] == "system"
