@@ -16,10 +16,13 @@ import hashlib
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+
+from mrp.errors import need_extra
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -101,9 +104,13 @@ def _bounds(
     return _rounded(min(float(low), value)), _rounded(max(float(high), value))
 
 
+@lru_cache
 def _tail(count: int) -> float:
     """The share of draws outside on each side, for so many units: smaller than 2.5 % the fewer they are."""
-    from scipy.stats import t
+    try:
+        from scipy.stats import t  # type: ignore[import-untyped]
+    except ImportError:
+        raise need_extra("eval", "scipy") from None
 
     wide = math.sqrt(count / (count - 1)) * float(t.ppf(0.5 + LEVEL / 2, count - 1))
     return NormalDist().cdf(-wide)
