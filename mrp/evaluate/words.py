@@ -42,11 +42,11 @@ def terms(text: str) -> list[str]:
     return singles + grams
 
 
-def signature_words(texts: Mapping[str, Sequence[str]], most: int = 10, z: float = 3.0) -> dict[str, list[str]]:
+def signature_words(texts: Mapping[str, Sequence[str]], most: int = 10, z: float = 2.0) -> dict[str, list[str]]:
     """For each character the terms that mark its texts against all others', the strongest first.
 
     Log-odds with an informative Dirichlet prior (Monroe, Colaresi and Quinn 2008, "Fightin' Words"), those with a
-    z-score of at least `z`, in at least three of its texts.
+    z-score of at least `z`, in at least three of its texts, and used by it more than by all others together.
     """
     counts = {who: Counter(term for text in own for term in terms(text)) for who, own in texts.items()}
     spread = {who: Counter(term for text in own for term in set(terms(text))) for who, own in texts.items()}
@@ -58,7 +58,7 @@ def signature_words(texts: Mapping[str, Sequence[str]], most: int = 10, z: float
         own_total, rest_total = own.total(), whole - own.total()
         scored = []
         for term, count in own.items():
-            if spread[who][term] < 3 or not rest_total:
+            if spread[who][term] < 3 or not rest_total or 2 * count <= everything[term]:
                 continue
             prior, rest = everything[term] / whole * weight, everything[term] - count
             ours = math.log((count + prior) / (own_total + weight - count - prior))
