@@ -76,12 +76,9 @@ def answer_all(
     threads: int,
     told: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """The answers in the order of `asks`; `told` hears of each that is there. `model` is the model's whole identity."""
+    """The answers in the order of `asks`; `told` hears of each new one. `model` is the model's whole identity."""
     keys = [_key(player, model, ask) for ask in asks]
     due = {key: ask for key, ask in zip(keys, asks, strict=True) if key not in kept}
-    for key in keys:
-        if key not in due:
-            told()
     with ThreadPoolExecutor(max(1, threads)) as pool:
         futures = {pool.submit(_answer, player, ask): key for key, ask in due.items()}
         try:
@@ -92,6 +89,11 @@ def answer_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [Answer(**kept[key]) for key in keys]
+
+
+def to_answer(player: Player, model: str, asks: Sequence[Ask], kept: Kept) -> int:
+    """How many of `asks` the model has not answered yet."""
+    return len({key for ask in asks if (key := _key(player, model, ask)) not in kept})
 
 
 def seed_of(*parts: object) -> int:

@@ -78,22 +78,23 @@ def score_identities(
     kept: Kept,
     update: Callable[[int], None] = lambda _: None,
 ) -> list[Score]:
-    """The scores of `lines`, in their order; `update` is told how many tokens are done. What is kept is not computed.
+    """The scores of `lines`, in their order; `update` is told how many new tokens are done. What is kept stays.
 
     A reply that does not fit into the model's context even alone has no score and is left out.
     """
     tasks = [_tasks(judge, template, line, cast) for line in lines]
-    due = [task for group in tasks for task in group if task.key not in kept]
-    done = sum(len(t.rendered.input_ids) for group in tasks for t in group if t.key in kept)
-    packs = judge.packs if due else False
-    for who in dict.fromkeys(task.told for task in due):  # a voice speaks whole rows
-        own = [task for task in due if task.told == who]
+    flat = [task for group in tasks for task in group]
+    packs = judge.packs if any(task.key not in kept for task in flat) else False
+    done = 0
+    for who in dict.fromkeys(task.told for task in flat):  # a voice speaks whole rows
+        own = [task for task in flat if task.told == who]
         lengths = [len(task.rendered.input_ids) for task in own]
         rows = pack(lengths, max(ROW_TOKENS, *lengths)) if packs else [[k] for k in range(len(own))]
-        for row in rows:
-            _score_row(judge, [own[k] for k in row], kept)
-            done += sum(lengths[k] for k in row)
-            update(done)
+        for row in rows:  # made of all, whatever is kept, so that going on gives the same numbers
+            if any(own[k].key not in kept for k in row):
+                _score_row(judge, [own[k] for k in row], kept)
+                done += sum(lengths[k] for k in row)
+                update(done)
     scores = []
     for line, group in zip(lines, tasks, strict=True):
         if group:
@@ -102,9 +103,12 @@ def score_identities(
     return scores
 
 
-def tokens_to_score(judge: Judge, template: ChatTemplate, lines: Sequence[Line], cast: Cast) -> int:
-    """How many tokens `score_identities` sends through the model."""
-    return sum(len(t.rendered.input_ids) for line in lines for t in _tasks(judge, template, line, cast))
+def tokens_to_score(
+    judge: Judge, template: ChatTemplate, lines: Sequence[Line], cast: Cast, kept: Kept | None = None
+) -> int:
+    """How many tokens `score_identities` sends through the model, less those of what is kept already."""
+    tasks = (task for line in lines for task in _tasks(judge, template, line, cast))
+    return sum(len(task.rendered.input_ids) for task in tasks if not (kept and task.key in kept))
 
 
 def _tasks(judge: Judge, template: ChatTemplate, line: Line, cast: Cast) -> list[_Task]:

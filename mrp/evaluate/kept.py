@@ -55,7 +55,9 @@ class Kept:
         with self._lock:
             self._values[key] = value
             try:
-                self._file.write(json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
+                self._file.write(
+                    json.dumps({"key": key, "value": value}, ensure_ascii=False, separators=(",", ":")) + "\n"
+                )
                 self._file.flush()
             except OSError as error:
                 raise disk_error(error, self.path) from error

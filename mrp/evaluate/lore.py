@@ -21,8 +21,8 @@ ASK = {"en": "What can you tell me about {key}?", "zh": "说说{key}吧。"}
 _COMMON = set(
     words(
         "the a an and or of to in on at by for with from his her its their he she it they is are was were be been "
-        "has have had that this these those as who which what when where now not no do does did can will would him them "
-        "into out up "
+        "has have had that this these those as who which what when where now not no do does did can will would "
+        "him them into out up "
         "的 了 是 在 和 与 他 她 它 们 这 那 一 有 不 也 就 都 之 而 其 于 以"
     )
 )
