@@ -7,12 +7,13 @@ Used by `report.py`; the frame of the page is `page.py`, the plots (on the page 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mrp.page import bullets, figure, figures, paragraph, side_by_side, subtitle, table
+from mrp.page import bullets, figure, figures, paragraph, side_by_side, subtitle, table, tiles
 from mrp.plots import heat_map
 
 WIDE = 12  # characters up to which a confusion matrix stands in Markdown too
@@ -48,6 +49,13 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """A few figures to begin with: (label, value) each."""
+
+    values: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Matrices:
     """Confusion matrices beside each other: (title, rows of shares) each, with one caption."""
 
@@ -65,7 +73,7 @@ class Compared:
     said: list[tuple[str, str]]
 
 
-Block = Text | Title | List | Table | Matrices | Compared
+Block = Text | Title | List | Table | Tiles | Matrices | Compared
 
 
 def html(block: Block) -> Markup:
@@ -77,11 +85,13 @@ def html(block: Block) -> Markup:
     if isinstance(block, List):
         return bullets(block.items)
     if isinstance(block, Table):
-        return table(block.head, block.rows)
+        return table(block.head, [[_unbroken(cell) for cell in row] for row in block.rows])
+    if isinstance(block, Tiles):
+        return tiles(block.values)
     if isinstance(block, Compared):
         return side_by_side(block.question, block.said)
     plots = [heat_map(block.names, block.names, rows, title, block.axis, edges=False) for title, rows in block.several]
-    return figures([figure(plot, block.caption) for plot in plots])
+    return figures([figure(plot, "") for plot in plots]) + paragraph(block.caption)
 
 
 def markdown(block: Block) -> list[str]:
@@ -96,6 +106,8 @@ def markdown(block: Block) -> list[str]:
         return [*_markdown_table(block.head, block.rows), ""]
     if isinstance(block, Compared):
         return [f"> {_cell(block.question)}", "", *(f"- **{who}**: {_cell(text)}" for who, text in block.said), ""]
+    if isinstance(block, Tiles):
+        return [*(f"- {label}: **{value}**" for label, value in block.values), ""]
     if len(block.names) > WIDE:
         return []
     lines = []
@@ -103,6 +115,11 @@ def markdown(block: Block) -> list[str]:
         cells = [[name, *(f"{100 * value:.0f}" for value in row)] for name, row in zip(block.names, rows, strict=True)]
         lines += [f"{title}, {block.axis} (per cent of the row):", "", *_markdown_table(["", *block.names], cells), ""]
     return lines
+
+
+def _unbroken(cell: str) -> str:
+    """A cell whose interval stays on one line."""
+    return re.sub(r"\[[^\]]*\]| %", lambda found: found.group().replace(" ", "\u00a0"), cell)
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

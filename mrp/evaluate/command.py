@@ -29,7 +29,8 @@ def eval_command(path: Path, flags: dict[str, str], report: Reporter, **options:
     paths = {name: str((folder / f).resolve()) for name, f in FILES.items()}
     report.line()
     report.line(f"report   {folder / 'report.html'}   ({duration_text(time.monotonic() - began)})")
-    return {name: value for name, value in results.items() if name not in ("folder", "samples")} | {"paths": paths}
+    left_out = ("folder", "samples", "sides")  # long; they stand in results.json
+    return {name: value for name, value in results.items() if name not in left_out} | {"paths": paths}
 
 
 FILES = {"results": "results.json", "page": "report.html", "markdown": "report.md"}

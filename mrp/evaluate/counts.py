@@ -35,7 +35,7 @@ def counts_for(cast: Cast, full: bool, replies: int = 0, lines: int = 0) -> Coun
     if full:
         made = Counts(10**6, 0, PUBLISHED, PUBLISHED // 2, 10**6, 20, people, 10**6, 384)
     else:
-        made = Counts(0, 60_000, max(4, 48 // people), max(2, 24 // people), 8, 20, max(1, min(people, 4)), 24, 128)
+        made = Counts(0, 60_000, max(4, 48 // people), max(2, 24 // people), 8, 10, min(people, 4), 24, 128)
     return Counts(
         lines or made.lines,
         0 if lines else made.line_tokens,

@@ -1,4 +1,4 @@
-"""Does a character stay itself? Twenty questions in one conversation, and then who it is.
+"""Does a character stay itself? Ten or twenty questions in one conversation, and then who it is.
 
     talks = hold_talks(cast, characters, questions, turns=20, seed=0, answer=answer)
     drift_figures(talks, voices, cast, seed=0)

@@ -25,6 +25,7 @@ from mrp.evaluate.counts import Counts, counts_for
 from mrp.evaluate.drift import drift_figures, hold_talks
 from mrp.evaluate.generation import generation_figures
 from mrp.evaluate.identity import Judge, Score, identity_difference, identity_figures, score_identities, tokens_to_score
+from mrp.evaluate.identity import rows_of as identity_rows
 from mrp.evaluate.intervals import equal_shares, estimate
 from mrp.evaluate.kept import Kept
 from mrp.evaluate.lines import Line, by_character, read_lines, spread
@@ -32,6 +33,7 @@ from mrp.evaluate.lore import lore_figures, lore_questions
 from mrp.evaluate.questions import KINDS, check, probes
 from mrp.evaluate.retention import compare_on_replies, render_replies, retention_figures
 from mrp.evaluate.voice import Said, Voices, signature_rates, swapped_figures, topic_leak, voice_figures
+from mrp.evaluate.voice import rows_of as voice_rows
 from mrp.evaluate.words import words
 from mrp.files import folder_lock, read_json, sha256_file, write_json
 from mrp.report import SILENT, Progress, Reporter
@@ -156,6 +158,7 @@ class _Evaluation:
             "counts": asdict(self.counts) | self._counted(),
             "data": {name: sha256_file(run.data / name) for name in (TRAIN, HELD_OUT)}
             | {"fingerprint": read_json(run.data / MANIFEST)["fingerprint"]},
+            "trained": read_json(run.record).get("fingerprint", "") if run.record.is_file() else "",
             "models": {side.id: side.name for side in self.sides},
             "versions": _versions(self.sides[0].on.precision),
             "ceiling": self._ceiling() if "voice" in parts else None,
@@ -214,7 +217,7 @@ class _Evaluation:
                 with self._progress(f"lines under each identity, {side.id}", total, "tokens") as update:
                     scores = score_identities(judge, template, chosen, self.cast, kept, update)
                 self.scores[side.id] = scores
-                found["identity"] = identity_figures(scores, self.cast, self.seed)
+                found["identity"] = identity_figures(scores, self.cast, self.seed) | {"lines": identity_rows(scores)}
             if "retention" in parts and side.id == "tuned":
                 found["retention"] = self._retention(judge, template, kept)
         return found
@@ -292,7 +295,8 @@ class _Evaluation:
         }
         characters, units = [one.character for one in said], [one.unit for one in said]
         return {
-            "voice": voice_figures(self.voices, said, self.seed, self.real),
+            "voice": voice_figures(self.voices, said, self.seed, self.real)
+            | {"replies": voice_rows(self.voices, said)},
             "signature_rates": signature_rates(self.voices, said),
             "swapped": swapped_figures(self.voices, pretended, [line.character for line, _ in told], self.seed),
             "generation": generation_figures(own, characters, units, real_words, self.seed),

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mrp.config import Run
+from mrp.errors import MrpError
 from mrp.evaluate.counts import PUBLISHED
+from mrp.files import read_json
 
 Figure = dict[str, Any] | None
 SIDE_NAMES = {"base": "base + persona prompt", "tuned": "tuned"}
@@ -20,7 +23,9 @@ def percent(figure: Figure) -> str:
     if figure is None:
         return "-"
     text = f"{100 * figure['value']:.0f} %"
-    return text if figure["low"] is None else f"{text} [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"
+    if figure["low"] is None:
+        return text
+    return f"{text} [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"
 
 
 def number(figure: Figure, digits: int = 3, sign: bool = False) -> str:
@@ -48,6 +53,17 @@ def findings(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def findings_of(run: Run) -> list[str]:
+    """What the evaluation of a run found; nothing where there is none, or where the run was trained anew since."""
+    try:
+        results, record = read_json(run.folder / "eval" / "results.json"), read_json(run.record)
+        if results["trained"] != record["fingerprint"]:
+            return []
+        return findings(results)
+    except (MrpError, OSError, KeyError, TypeError):
+        return []
+
+
 def _sides(results: dict[str, Any], *keys: str) -> tuple[Any, Any]:
     """The same figure of both sides; None where it was not measured."""
     found = []
@@ -64,18 +80,16 @@ def _identity(results: dict[str, Any]) -> Iterator[str]:
     if not tuned:
         return
     changed = results["difference"]["identity"]
-    verb = {
-        1: "predicts its characters' unseen lines worse than",
-        -1: "predicts its characters' unseen lines better than",
-    }
-    how = verb.get(surely(changed["loss"]), "predicts its characters' unseen lines no surely better or worse than")
+    how = {1: "worse than", -1: "better than"}.get(surely(changed["loss"]), "not surely better or worse than")
     yield (
         f"The tuned model predicts its characters' unseen lines {how} the base with the persona prompt:"
         f" {number(tuned['loss'])} nats a token"
         f" against {number(base['loss'])}, difference {number(changed['loss'], sign=True)}."
     )
     chance = results["sides"]["tuned"]["identity"]["chance"]
-    how = "follows" if tuned["accuracy"]["low"] is not None and tuned["accuracy"]["low"] > chance else "hardly follows"
+    low = tuned["accuracy"]["low"]
+    how = "does not surely follow" if low is None or low <= chance else "follows"
+    how = "follows weakly" if how == "follows" and tuned["accuracy"]["value"] < 0.5 else how
     yield (
         f"It {how} who it is told to be: the right one of {len(results['characters'])} identities is the likeliest for"
         f" {percent(tuned['accuracy'])} of the unseen lines (chance {100 * chance:.0f} %; base + persona prompt"
@@ -168,7 +182,7 @@ def _drift(results: dict[str, Any]) -> Iterator[str]:
     if tuned:
         how = {1: "grows", -1: "fades"}.get(surely(tuned["change"]), "does not surely change")
         yield (
-            f"Over {tuned['turns']} turns the voice {how}: {percent(tuned['early'])} in the first five,"
+            f"Over {tuned['turns']} turns the voice {how}: {percent(tuned['early'])} in the first turns,"
             f" {percent(tuned['late'])} in the last; at the end {percent(tuned['still_knows'])} still say who they are."
         )
 

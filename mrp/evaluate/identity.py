@@ -178,6 +178,15 @@ def identity_difference(one: Sequence[Score], other: Sequence[Score], seed: int)
     return found
 
 
+def rows_of(scores: Sequence[Score]) -> list[list[Any]]:
+    """What the figures are made of, for whoever reckons further: for each line its id, scene, character, tokens, the
+    sum of its loss under the own identity, the gap, and whether the own identity was the likeliest."""
+    return [
+        [s.line.id, s.line.scene, s.line.character, s.tokens, s.nats[s.line.character], round(_gap(s), 6), _right(s)]
+        for s in scores
+    ]
+
+
 def confusion(scores: Sequence[Score], ids: Sequence[str]) -> list[list[float]]:
     """Row A, column B: the share of A's replies that are likeliest under B's identity; a row of zeros for no reply."""
     rows = []

@@ -11,20 +11,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrp.evaluate.blocks import Block, Compared, List, Matrices, Table, Text, Title, html, markdown
+from mrp.evaluate.blocks import Block, Compared, List, Matrices, Table, Text, Tiles, Title, html, markdown
 from mrp.evaluate.findings import SIDE_NAMES, findings, number, percent
 from mrp.evaluate.voice import VIEWS
 from mrp.files import replacing
 from mrp.page import Section, page
 
 Part = tuple[str, list[Block]]
-VIEW_NAMES = {"as is": "as they are", "masked": "names and signature words masked", "ten words": "first ten words"}
+VIEW_NAMES = {
+    "as is": "Judged as they are",
+    "masked": "Judged with names, titles and signature words masked",
+    "ten words": "Judged by their first ten words",
+}
 
 
 def write_reports(folder: Path, results: dict[str, Any]) -> None:
     """Write report.html and report.md into `folder`, each whole or not at all."""
     said = findings(results)
-    parts = [part for part in (_found(said), *_parts(results), _made(results)) if part[1]]
+    parts = [part for part in (_found(results, said), *_parts(results), _made(results)) if part[1]]
     title = f"Evaluation of {results['run']}"
     lead = " ".join(said[:2])
     sections = [Section(name, [html(block) for block in blocks]) for name, blocks in parts]
@@ -40,11 +44,31 @@ def write_reports(folder: Path, results: dict[str, Any]) -> None:
 # -- what it says ----------------------------------------------------------------------------------------------------
 
 
-def _found(said: Sequence[str]) -> Part:
+def _found(results: dict[str, Any], said: Sequence[str]) -> Part:
     return "What was found", [
+        Tiles(_tiles(results)),
         List(list(said)),
         Text("Brackets hold 95 % intervals, by a bootstrap over scenes or questions. Each character counts the same."),
     ]
+
+
+def _tiles(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """The few figures by which a model is judged together; each alone can fool."""
+    found: list[tuple[str, str]] = []
+    identity, voice = _side(results, "tuned", "identity", "all"), _side(results, "tuned", "voice", "as is", "all")
+    if identity:
+        loss = results["difference"]["identity"]["loss"]["value"]
+        found.append(("loss against the base", f"{loss:+.2f}"))
+        found.append(("follows its identity", f"{100 * identity['accuracy']['value']:.0f} %"))
+    if voice:
+        told = _side(results, "tuned", "swapped", "as is", "as_told")
+        found.append(("sounds like itself", f"{100 * voice['consistency']['value']:.0f} %"))
+        found.append(("told another: as told", "-" if told is None else f"{100 * told['value']:.0f} %"))
+    if asked := _side(results, "tuned", "questions", "all", "passed"):
+        found.append(("knows who it is", f"{100 * asked['value']:.0f} %"))
+    if forgot := _side(results, "tuned", "retention", "forgot"):
+        found.append(("forgot, nats a token", f"{forgot['value']:+.2f}"))
+    return found
 
 
 def _parts(results: dict[str, Any]) -> Iterator[Part]:
@@ -80,7 +104,7 @@ def _identity(results: dict[str, Any]) -> list[Block]:
             rows.append(
                 [names.get(who, "all"), f"{after['accuracy']['n']}"]
                 + [number(x["loss"]) for x in (before, after)]
-                + [number(x["gap"], sign=True) for x in (before, after)]
+                + [number(x["gap"], 2, sign=True) for x in (before, after)]
                 + [percent(x["accuracy"]) for x in (before, after)]
             )
     head = ["character", "lines", "loss, base", "loss, tuned", "gap, base", "gap, tuned", "right, base", "right, tuned"]
@@ -108,29 +132,35 @@ def _voice(results: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [
         Text(
             "A classifier that learnt the training lines judges whom generated replies sound like. Real held-out lines"
-            " are the ceiling. Another's voice: somebody else has more than half of the probability."
+            " are the ceiling. Another's voice: somebody else has more than half of the probability. Told another:"
+            " told to be somebody else in a scene, how often the reply sounds like the one it is told to be, and how"
+            " often yet like the scene's own character. Base: the base model with the persona prompt."
         )
     ]
     caption = "Row: who was asked. Column: whom the reply sounds like. Per cent of the row."
     several = [("real lines", top["as is"]["confusion"])]
     several += [(SIDE_NAMES[side], one["as is"]["confusion"]) for side, one in (("base", base), ("tuned", tuned))]
     blocks.append(Matrices(list(names.values()), several, "sounds like", caption))
-    rows = []
     for view in VIEWS:
-        swapped = {side: (_side(results, side, "swapped") or {}).get(view) for side in ("base", "tuned")}
+        rows = []
         for name, one in (("real lines", top), ("base", base), ("tuned", tuned)):
-            own = one[view]["all"]
-            told = swapped.get(name)
+            own, told = one[view]["all"], (_side(results, name, "swapped") or {}).get(view) or {}
             share = own.get("of_ceiling")
             rows.append(
                 [
-                    *(VIEW_NAMES[view], SIDE_NAMES.get(name, name), percent(own["consistency"])),
-                    *("-" if share is None else f"{100 * share:.0f} %", percent(own["leak"])),
-                    *(percent(told[key] if told else None) for key in ("as_told", "as_owner")),
+                    *(name, percent(own["consistency"]), "-" if share is None else f"{100 * share:.0f} %"),
+                    *(percent(own["leak"]), percent(told.get("as_told")), percent(told.get("as_owner"))),
                 ]
             )
-    head = ["replies", "of", "sound like themselves", "of the ceiling", "another's voice", "told another: as told"]
-    blocks.append(Table([*head, "as the scene's own"], rows))
+        head = [
+            "replies",
+            "sound like themselves",
+            "of the ceiling",
+            "another's voice",
+            "told another",
+            "yet as the scene's",
+        ]
+        blocks += [Title(VIEW_NAMES[view]), Table(head, rows)]
     rows = []
     rates = {side: _side(results, side, "signature_rates") for side in ("base", "tuned")}
     for who, name in names.items():
@@ -145,7 +175,7 @@ def _voice(results: dict[str, Any]) -> list[Block]:
             ]
         )
     head = ["character", "real lines", "base", "tuned", "signature words", "used in % (real / base / tuned)"]
-    blocks.append(Table(head, rows))
+    blocks += [Title("Each character"), Table(head, rows)]
     copied = [("real lines", top["copied"]), ("base", base["copied"]), ("tuned", tuned["copied"])]
     said = "; ".join(f"{SIDE_NAMES.get(name, name)} {percent(value)}" for name, value in copied)
     blocks.append(Text(f"Copied from training (eight words in a row): {said}."))

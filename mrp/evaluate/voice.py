@@ -168,6 +168,15 @@ def voice_figures(voices: Voices, said: Sequence[Said], seed: int, ceiling: Sequ
     return found
 
 
+def rows_of(voices: Voices, said: Sequence[Said]) -> list[list[Any]]:
+    """For each text its unit, its character, and whether it sounds like that, in each of `VIEWS`."""
+    verdicts = [voices.judge([one.text for one in said], view) for view in VIEWS]
+    return [
+        [one.unit, one.character, *(float(v.picked[k] == one.character and bool(one.text.strip())) for v in verdicts)]
+        for k, one in enumerate(said)
+    ]
+
+
 def _in_view(voices: Voices, view: str, said: Sequence[Said], seed: int) -> dict[str, Any]:
     ids = [c.id for c in voices.cast]
     verdict = voices.judge([one.text for one in said], view)

@@ -133,6 +133,21 @@ def test_the_command_tells_what_it_found_and_where(project: Path) -> None:
     assert told.code == 0 and "nats a token" in told.out and "report.html" in told.out
 
 
+def test_the_model_card_says_what_was_found_until_the_run_is_trained_anew(project: Path) -> None:
+    from mrp.evaluate.findings import findings_of
+    from mrp.files import write_json
+    from mrp.models.model_card import facts_of, model_card
+
+    run = load_run(project)
+    assert findings_of(run) == []
+    evaluate(project, only=["identity"], lines=2)
+    found = findings_of(run)
+    card = model_card(facts_of("x", run.merged, run.cast, run), [])
+    assert found and all(f"- {text}" in card for text in found)
+    write_json(run.record, read_json(run.record) | {"fingerprint": "trained anew"})
+    assert findings_of(run) == [] and "mrp eval" not in model_card(facts_of("x", run.merged, run.cast, run), [])
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 
