@@ -333,6 +333,29 @@ def chat_command(
     return TerminalChat(player, as_, me, seed, report).run()
 
 
+@command(app, "eval")
+def eval_command(
+    report: Reporter,
+    run: RUN = HERE,
+    full: Annotated[bool, typer.Option("--full", help="As much as a published figure wants (hours on a CPU).")] = False,
+    replies: Annotated[int, typer.Option(min=0, help="Generated replies a character; 0: fitting the cast.")] = 0,
+    lines: Annotated[int, typer.Option(min=0, help="Held-out lines a character; 0: fitting the cast.")] = 0,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this part: identity, voice, questions, lore, drift, retention.")
+    ] = None,
+    both_languages: Annotated[bool, typer.Option("--both-languages", help="Ask in English and Chinese.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal reports.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Replies asked for at once.")] = 8,
+    set_: SET = None,
+) -> Any:
+    """Measure who the model plays, how well, and what it forgot, beside the base with the persona prompt alone."""
+    from mrp.evaluate.command import eval_command
+
+    counts = {"full": full, "replies": replies, "lines": lines, "only": only or ()}
+    more = {"both_languages": both_languages, "seed": seed, "threads": threads}
+    return eval_command(run, settings_given(set_), report, **counts, **more)
+
+
 @command(card, "import")
 def card_import(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Cards: PNG or JSON.")],

@@ -2,8 +2,8 @@
 
     text = page("Data report", "1,531 lines, all usable.", [Section("Sizes", [table(["file", "lines"], [["a", 3]])])])
 
-Used by `data/report_page.py`. Every text is escaped here; the pieces (`table`, `figure` ...) give `Markup`, so that
-nothing is escaped twice and nothing is forgotten. Plots come from `plots.py` as inline SVG.
+Used by `data/report_page.py` and `evaluate/blocks.py`. Every text is escaped here; the pieces (`table`, `figure` ...)
+give `Markup`, so that nothing is escaped twice and nothing is forgotten. Plots come from `plots.py` as inline SVG.
 """
 
 from __future__ import annotations
@@ -71,6 +71,12 @@ _PARTS = {
 <li><code>{{ where }}</code> <span>{{ what }}</span>{% if text %}<q>{{ text }}</q>{% endif %}</li>
 {% endfor %}
 </ul>""",
+    "bullets": "<ul>{% for item in items %}<li>{{ item }}</li>{% endfor %}</ul>",
+    "side_by_side": """<div class="sides"><p>{{ question }}</p>
+{% for who, text in said %}
+<div><b>{{ who }}</b><q>{{ text }}</q></div>
+{% endfor %}
+</div>""",
 }
 
 
@@ -122,6 +128,16 @@ def figures(several: Iterable[Markup]) -> Markup:
 def examples(items: Iterable[tuple[str, str, str]]) -> Markup:
     """A list of (where, what, text): a place such as FILE:LINE, a remark, and a quotation or ""."""
     return _fill("examples", examples=list(items))
+
+
+def bullets(items: Iterable[str]) -> Markup:
+    """A plain list of sentences."""
+    return _fill("bullets", items=list(items))
+
+
+def side_by_side(question: str, said: Iterable[tuple[str, str]]) -> Markup:
+    """What several (who, text) say to one question, beside each other where there is room."""
+    return _fill("side_by_side", question=question, said=list(said))
 
 
 def _number(value: Any) -> str:

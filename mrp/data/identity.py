@@ -203,7 +203,7 @@ def identity_scenes(cast: Cast, character_id: str, half: Half, languages: Sequen
     kinds = [
         [(question, _answer(cast, character, language, kind, question, words)) for question, words in asked]
         for language in languages or (cast.language,)
-        for kind, asked in _asked(cast, character, language, half)
+        for kind, asked in questions_of(cast, character, language, half)
     ]
     turns_of_kinds = [pair for row in zip_longest(*kinds) for pair in row if pair]
     return [
@@ -217,10 +217,10 @@ def identity_scenes(cast: Cast, character_id: str, half: Half, languages: Sequen
     ]
 
 
-def _asked(
+def questions_of(
     cast: Cast, character: Character, language: str, half: Half
 ) -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
-    """Each kind with its questions, and the words that fill a question and its answer."""
+    """Each kind with its questions, and the words that fill a question and its answer (name, other, master)."""
     others = [c for c in cast if c.id != character.id]
     masters = [other.name for other in others if _is_master(other, character, cast, language)]
     for kind, halves in QUESTIONS[language].items():

@@ -42,6 +42,7 @@ class Facts:
     licence: str = ""
     data: list[dict[str, Any]] = field(default_factory=list)
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)  # what `mrp eval` says
 
 
 def facts_of(name: str, folder: Path, cast: Cast | None, run: Run | None) -> Facts:
@@ -59,6 +60,7 @@ def facts_of(name: str, folder: Path, cast: Cast | None, run: Run | None) -> Fac
         licence=str(base.get("license") or ""),
         data=list(_json(run.data / "manifest.json").get("inputs", [])),
         losses=dict(_json(run.record).get("measures", {}).get("held_out_loss", {})),
+        found=_found(run),
     )
 
 
@@ -75,6 +77,13 @@ def _base_record(run: Run) -> dict[str, Any]:
     with suppress(MrpError):
         return _json(find_base(run.config.base, run.path.parent) / RECORD_NAME)
     return {}
+
+
+def _found(run: Run) -> list[str]:
+    """The findings of the run's evaluation; none where it was not evaluated, or trained anew since."""
+    from mrp.evaluate.findings import findings_of
+
+    return findings_of(run)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -97,6 +106,8 @@ def model_card(facts: Facts, usage: Sequence[str]) -> str:
         lines += ["| character | base model | this model |", "| --- | --- | --- |"]
         lines += [f"| {_cell(who)} | {x['before']:.3f} | {x['after']:.3f} |" for who, x in facts.losses.items()]
         lines.append("")
+    if facts.found:
+        lines += ["What `mrp eval` found:", "", *(f"- {_cell(text)}" for text in facts.found), ""]
     return "\n".join([*lines, f"Made with mRP-LLM {mrp.__version__}."]) + "\n"
 
 

@@ -1,0 +1,52 @@
+"""The command `mrp eval`: what it says before and after, and the command line that the report shows.
+
+eval_command(Path("mrp.yaml"), {}, report, full=False, replies=0, ...)
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from mrp.evaluate.counts import PUBLISHED
+from mrp.evaluate.evaluation import FOLDER, evaluate
+from mrp.evaluate.findings import findings
+from mrp.report import Reporter, duration_text
+
+
+def eval_command(path: Path, flags: dict[str, str], report: Reporter, **options: Any) -> dict[str, Any]:
+    """Evaluate, and tell what was found and where the report lies; returns the figures with those places."""
+    began = time.monotonic()
+    if not options["full"]:
+        report.line(f"as much as fits a laptop; --full makes {PUBLISHED} replies a character, for figures to publish")
+    results = evaluate(path, flags, **options, command=_command(path, flags, options), report=report)
+    report.line()
+    for text in findings(results):
+        report.result(f"- {text}")
+    folder = Path(results["folder"]) / FOLDER
+    paths = {name: str((folder / f).resolve()) for name, f in FILES.items()}
+    report.line()
+    report.line(f"report   {folder / 'report.html'}   ({duration_text(time.monotonic() - began)})")
+    left_out = ("folder", "samples", "sides")  # long; they stand in results.json
+    return {name: value for name, value in results.items() if name not in left_out} | {"paths": paths}
+
+
+FILES = {"results": "results.json", "page": "report.html", "markdown": "report.md"}
+
+
+def _command(path: Path, flags: dict[str, str], options: dict[str, Any]) -> str:
+    """The command line that does the same again."""
+    words = ["mrp", "eval", str(path)]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "only":
+            words += [word for part in value for word in (flag, part)]
+        elif value is True:
+            words.append(flag)
+        elif value and name != "threads":
+            words += [flag, str(value)]
+    for key, text in flags.items():
+        words += ["--set", f"{key}={text}"]
+    return shlex.join(words)
