@@ -43,8 +43,8 @@ class ServeOptions:
 class Lines:
     """Replies to one request, one after another. Gives (number, piece), and (number, None) where one ends."""
 
-    def __init__(self, lines: Sequence[Line], character: str, prompt: Prompt) -> None:
-        self.lines, self.character, self.prompt = lines, character, prompt
+    def __init__(self, lines: Sequence[Line], character: str, prompt: Prompt, sampling: Sampling) -> None:
+        self.lines, self.character, self.prompt, self.sampling = lines, character, prompt, sampling
         self.prompt_tokens = len(prompt.ids)
 
     def __iter__(self) -> Iterator[tuple[int, Piece | None]]:
@@ -89,7 +89,7 @@ class Service:
         seeds = [None if sampling.seed is None else sampling.seed + k for k in range(count)]
         asked = [replace(sampling, seed=seed) for seed in seeds]
         made = [Line(self.player, character, prompt, each, others, stops) for each in asked]
-        return Lines(made, character, prompt)
+        return Lines(made, character, prompt, sampling)
 
     async def run(self, lines: Lines, notes: dict[str, Any]) -> AsyncGenerator[tuple[int, Piece | None], None]:
         """The pieces of `lines`, when a place in the engine is free; counts and notes what came of it."""
