@@ -22,7 +22,7 @@ from mrp.cast import Cast
 from mrp.errors import MrpError
 from mrp.play.conversation import PLAIN
 from mrp.play.reply import Player
-from mrp.serve import completions, responses
+from mrp.serve import completions, native, responses, scenes
 from mrp.serve.errors import ApiError, ErrorAnswer, answer_error
 from mrp.serve.gate import Gate
 from mrp.serve.keys import Keys
@@ -69,8 +69,8 @@ def build_app(player: Player, options: ServeOptions, keys: Keys) -> FastAPI:
     app.state.service = service
     for kind in (RequestValidationError, HTTPException, MrpError, Exception):
         app.add_exception_handler(kind, answer_error)
-    app.include_router(completions.router(service, REFUSALS))
-    app.include_router(responses.router(service, REFUSALS))
+    for module in (completions, responses, native, scenes):
+        app.include_router(module.router(service, REFUSALS))
     _add_models(app, service)
     _add_health(app, service)
     paths = {str(path) for path in app.openapi()["paths"]} | {"/openapi.json"}

@@ -85,7 +85,8 @@ class Service:
             text = f"max_tokens is {sampling.max_new_tokens}, and the whole context is {context} tokens: ask for less"
             raise ApiError(400, text, "max_tokens", "context_length_exceeded")
         prompt = prompt_of(chat, character, scenario, sampling.max_new_tokens, self.options.allow_system)
-        others = names_of_others(self.player.cast, chat.participants, character)
+        there = dict.fromkeys([*chat.participants, *(turn.speaker for turn in chat.turns)])
+        others = names_of_others(self.player.cast, there, character)
         seeds = [None if sampling.seed is None else sampling.seed + k for k in range(count)]
         asked = [replace(sampling, seed=seed) for seed in seeds]
         made = [Line(self.player, character, prompt, each, others, stops) for each in asked]

@@ -72,8 +72,11 @@ def _character(cast: Cast, name: str) -> Character:
     return found
 
 
-def read_request(player: Player, room: Room, messages: Sequence[ChatMessage]) -> Asked:
-    """The conversation of a client's messages. Raises `ApiError` naming the message."""
+def read_request(player: Player, room: Room, messages: Sequence[ChatMessage], current: str | None = None) -> Asked:
+    """The conversation of a client's messages. Raises `ApiError` naming the message.
+
+    `current`: who answered last, where the messages do not tell.
+    """
     said = [(k, m) for k, m in enumerate(messages) if m.role in ("user", "assistant")]
     speakers = _speakers(player.cast, room, said)
     names = [name for _, name, _ in speakers if name not in room.characters]
@@ -90,16 +93,16 @@ def read_request(player: Player, room: Room, messages: Sequence[ChatMessage]) ->
             chat.turns.pop()
             if messages[k].role == "user":
                 raise ApiError(400, f"messages.{k} is empty; write something, or leave it out", f"messages.{k}.content")
-    choice = _choose(player, room, chat)
+    choice = _choose(player, room, chat, current)
     chat.join(choice.character)
     return Asked(chat, _scenario(messages), choice)
 
 
-def _choose(player: Player, room: Room, chat: Conversation) -> Choice:
+def _choose(player: Player, room: Room, chat: Conversation, current: str | None) -> Choice:
     if room.kind == "scene":
         return next_in_scene(player, chat.turns, room.characters)
     if room.kind == "auto":
-        current = next((t.speaker for t in reversed(chat.turns) if t.speaker in room.characters), None)
+        current = next((t.speaker for t in reversed(chat.turns) if t.speaker in room.characters), current)
         return choose_character(player, chat.turns, current, room.characters)
     return Choice(room.characters[0], "asked for")
 
