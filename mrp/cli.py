@@ -354,6 +354,64 @@ def eval_command(
     counts = {"full": full, "replies": replies, "lines": lines, "only": only or ()}
     more = {"both_languages": both_languages, "seed": seed, "threads": threads}
     return eval_command(run, settings_given(set_), report, **counts, **more)
+@command(app, "serve")
+def serve_command(
+    report: Reporter,
+    run: Annotated[Path, typer.Argument(help="A run, or a model folder.", show_default=False)] = HERE,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    keys: Annotated[Path | None, typer.Option(help="API keys (`mrp new-key`); or set MRP_API_KEY.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False,
+    allow_system: Annotated[
+        bool, typer.Option("--allow-system", help="A client's system message replaces the persona.")
+    ] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(help="A host name that the server is called by.")] = None,
+    engine: Annotated[str, typer.Option(help="transformers, or openai (a server behind).")] = "transformers",
+    base_url: Annotated[str | None, typer.Option(help="The server behind, such as http://HOST:8000/v1.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name there; else its first.")] = None,
+    max_running: Annotated[int, typer.Option(min=1, help="Replies at once.")] = 8,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused.")] = 64,
+    rate: Annotated[int, typer.Option(min=0, help="Requests a minute of one client; 0: any number.")] = 600,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for a whole reply.")] = 600,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds to finish replies when stopped.")] = 30,
+    base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
+    cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
+    set_: SET = None,
+) -> Any:
+    """Serve the characters as models of an OpenAI-compatible API."""
+    from mrp.serve.command import ServeFlags, serve_command
+
+    flags = ServeFlags(
+        host=host,
+        port=port,
+        keys=keys,
+        insecure=insecure,
+        allow_system=allow_system,
+        allow_host=tuple(allow_host or ()),
+        engine=engine,
+        base_url=base_url,
+        model=model,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        requests_per_minute=rate,
+        timeout_s=timeout,
+        drain_s=drain,
+    )
+    return serve_command(run, flags, base, cast, settings_given(set_), report)
+
+
+@command(app, "new-key")
+def new_key_command(
+    file: Annotated[Path, typer.Argument(help="The file of keys; made if there is none.")],
+    report: Reporter,
+    name: Annotated[str, typer.Option(help="Whose key it is.")] = "default",
+) -> Any:
+    """Make an API key for `mrp serve --keys FILE`. It is shown once; the file keeps its hash."""
+    from mrp.serve.keys import add_key
+
+    key = add_key(file, name)
+    report.result(key)
+    return {"key": key}
 
 
 @command(card, "import")

@@ -125,7 +125,7 @@ class ChatTemplate:
 
         If the last message is an assistant's, they ask for another line of the same turn, as `view` joins lines.
         """
-        adapted = self._adapted(messages, opening)
+        adapted = self.adapted(messages, opening)
         if adapted and adapted[-1].role == ASSISTANT:
             return self._begun(adapted)
         frame = self._frame_for(adapted, True)
@@ -223,7 +223,7 @@ class ChatTemplate:
         head, chosen = _head(messages), set(learnt)
         start = max(start, head)
         kept = [replace(m, loss=k in chosen) for k, m in enumerate(messages[start:end], start)]
-        adapted = self._adapted([*messages[:head], *kept], opening)
+        adapted = self.adapted([*messages[:head], *kept], opening)
         frame = self._frame_for(adapted, False)
         loss_of = {k: m.loss for k, m in enumerate(adapted)}
         ids: list[int] = []
@@ -244,8 +244,8 @@ class ChatTemplate:
             ids += piece
         return ids
 
-    def _adapted(self, messages: Sequence[Message], opening: str) -> list[Message]:
-        """The messages in the form that this template takes."""
+    def adapted(self, messages: Sequence[Message], opening: str) -> list[Message]:
+        """The messages in the form that this template takes; what a server that renders them itself should get."""
         adapted = list(messages)
         head = _head(adapted)
         first = adapted[head].role if len(adapted) > head else ASSISTANT

@@ -1,0 +1,48 @@
+"""A player whose model runs in a server: the tokenizer and the cast are here, the weights are not loaded.
+
+player = remote_player(Path("mrp.yaml"), OpenAIEngine("http://127.0.0.1:8000/v1"))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mrp.cast import Cast, load_cast
+from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, chat_options, load_run
+from mrp.errors import InputError
+from mrp.files import read_json
+from mrp.models.bases import find_base
+from mrp.models.load import load_tokenizer
+from mrp.play.engine import Engine
+from mrp.play.reply import Player
+from mrp.render import ChatTemplate
+
+
+def remote_player(
+    path: Path, engine: Engine, *, cast: Path | None = None, flags: dict[str, str] | None = None
+) -> Player:
+    """`path`: a run (trained here or not; its base's tokenizer renders), or a folder with a tokenizer."""
+    characters: Cast | None = None
+    options: ChatOptions
+    if path.is_file() or (path / KEPT_RUN_FILE).exists() or (path / RUN_FILE).exists():
+        run = load_run(path, flags)
+        is_merged = (run.merged / "config.json").is_file()
+        folder = run.merged if is_merged else find_base(run.config.base, run.path.parent)
+        characters, options = run.cast, run.config.chat
+    else:
+        if not (path / "tokenizer_config.json").is_file():
+            fix = "name a run, or a folder with the tokenizer of the model that the server has"
+            raise InputError("here is neither a run nor a tokenizer", str(path), fix)
+        folder, options = path, chat_options(flags or {})
+        if (path / KEPT_CAST_FILE).is_file() and cast is None:
+            characters = load_cast(path / KEPT_CAST_FILE)
+    if cast is not None:
+        characters = load_cast(cast)
+    template = ChatTemplate(load_tokenizer(folder), None, str(folder))
+    return Player(engine, template, characters, template.stop_ids(_eos(folder)), options)
+
+
+def _eos(folder: Path) -> int | list[int] | None:
+    path = folder / "generation_config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    return found if isinstance(found, int | list) else None

@@ -1,0 +1,92 @@
+"""Errors as the clients of OpenAI's API expect them: one object with message, type, param and code.
+
+raise ApiError(404, "no model 'wukon'; did you mean 'wukong'?", param="model", code="model_not_found")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from mrp.errors import InputError, MrpError
+from mrp.play.wire import RemoteError
+
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+BUSY_S = 5  # the Retry-After where the server behind is busy
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """What every refusal and failure looks like."""
+
+    error: ErrorBody
+
+
+class ApiError(HTTPException):
+    """A refusal: its HTTP status, what is wrong and how to mend it, and the field of the request that it is about."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, retry_s: int | None = None
+    ) -> None:
+        super().__init__(status, message)  # FastAPI lets no other exception through where it reads a body
+        self.status, self.message, self.param, self.code, self.retry_s = status, message, param, code, retry_s
+
+    def body(self) -> dict[str, Any]:
+        kind = TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": str(self.retry_s)} if self.retry_s is not None else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Any error as one that a client may see. What is not meant for people is not shown."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RemoteError):
+        if error.status in (429, 503):
+            return ApiError(503, f"the model behind is busy: {error.what}", code="upstream_busy", retry_s=BUSY_S)
+        return ApiError(502, f"the model behind failed: {error.what}", code="upstream_failed")
+    if isinstance(error, InputError):
+        return ApiError(400, one_line(error), code="invalid_input")
+    if isinstance(error, MrpError):
+        return ApiError(500, one_line(error), code="failed")
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), code="http_error")
+    return ApiError(500, "a fault of this server; its log says more", code="internal_error")
+
+
+def one_line(error: MrpError) -> str:
+    """What happened, and how to fix it."""
+    return f"{error.what}; {error.fix}" if error.fix else error.what
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """All faults of a request in one message; `param` is the field of the first."""
+    faults = []
+    for fault in error.errors():
+        place = [str(part) for part in fault["loc"][1:] if not str(part).startswith(("function-", "list[", "str"))]
+        faults.append((".".join(place) or None, str(fault["msg"]).removeprefix("Value error, ")))
+    message = "; ".join(f"{place}: {text}" if place else text for place, text in faults[:20])
+    return ApiError(400, message, faults[0][0], "invalid_request")
+
+
+async def answer_error(_: Request, error: Exception) -> JSONResponse:
+    """For FastAPI: every exception as an answer."""
+    return as_api_error(error).response()
