@@ -55,7 +55,11 @@ class Route:
 
 
 class Router:
-    """Chooses among the characters of `cast`; with `classifier`, else with `player`'s model, else by names alone."""
+    """Chooses among the characters of `cast`: by names, and by `classifier` where there is one.
+
+    `player`'s model is asked only with `by="model"`: on the default base it is little better than chance and takes a
+    pass through the model (docs/route.md).
+    """
 
     def __init__(self, cast: Cast, classifier: Classifier | None = None, player: Player | None = None) -> None:
         self.cast, self.classifier = cast, classifier
@@ -100,7 +104,7 @@ class Router:
             total = sum(found.get(c, 0.0) for c in allowed)
             if total > 0:
                 return {c: found.get(c, 0.0) / total for c in allowed}, "classifier"
-        if self.scorer is not None and by in ("auto", "model"):
+        if self.scorer is not None and by == "model":
             return self.scorer.probabilities(text, allowed), "model"
         return dict.fromkeys(allowed, 1 / len(allowed)), ""
 
@@ -121,7 +125,7 @@ def open_router(run: Run | None, cast: Cast, player: Player | None = None) -> Ro
     if run is not None:
         try:
             classifier = ensure_classifier(run)
-        except (MrpError, OSError):  # no scikit-learn, no data kept, a folder that is read-only: the model chooses
+        except (MrpError, OSError):  # no scikit-learn, no data kept, a folder that is read-only: names choose
             classifier = _kept(run.folder / CLASSIFIER)
     return Router(cast, classifier, player)
 
@@ -162,7 +166,7 @@ def route_command(path: Path, text: str, current: str | None, by: str, flags: di
     now = run.cast.find(current, "--current").id if current is not None else None
     router = open_router(run, run.cast)
     named = addressed(text, run.cast, [c.id for c in run.cast])
-    if by == "model" or (by == "auto" and router.classifier is None and not named):
+    if by == "model" and not named:
         from mrp.play.open import open_player
 
         router.scorer = NameScorer(open_player(path, flags=flags))

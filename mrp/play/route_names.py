@@ -17,6 +17,7 @@ from mrp.cast import Cast
 
 CJK = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
 NO_NAMES = {"the", "and", "of", "von", "van", "de", "la", "le", "der", "mr", "mrs", "miss", "sir", "lord", "lady"}
+EDGE = 2000  # characters of a long message that are looked at, at its beginning and at its end
 GREETINGS = (
     r"hey|hi|hello|hiya|yo|greetings|thanks|thank you|dear|excuse me|good (?:morning|day|evening|night)|welcome"
     r"|你好|您好|喂|嘿|嗨|多谢|谢谢"
@@ -44,7 +45,10 @@ def addressed(text: str, cast: Cast, candidates: Iterable[str]) -> Address | Non
     calls = call_names(cast, candidates)
     if not calls:
         return None
+    if len(text) > 2 * EDGE:
+        text = f"{text[:EDGE]}\n{text[-EDGE:]}"
     plain = unicodedata.normalize("NFKC", text).casefold()  # full-width "，：！？@" become ",:!?@"
+    plain = "\n".join(" ".join(line.split()) for line in plain.splitlines() if line.strip())
     found = [
         (len(_SENTENCE_END.findall(plain, 0, match.start("name"))), rank, match.start("name"), how, match["name"])
         for rank, (how, pattern) in enumerate(_patterns(calls))

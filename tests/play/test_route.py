@@ -296,10 +296,12 @@ def test_a_way_that_is_not_there_is_told() -> None:
         assert caught.value.where == "--by"
 
 
-def test_the_model_chooses_where_there_is_no_classifier() -> None:
+def test_the_model_chooses_where_it_is_asked_to() -> None:
     player = scripted(CAST)
     player.engine.scores = [[[-1.0]] * 3, [[-9.0], [-9.0], [-0.1]]]
-    assert Router(CAST, None, player).route("Holy man?").character == "tang"
+    asked = Router(CAST, None, player)
+    assert asked.route("Holy man?", by="model").character == "tang"
+    assert asked.route("Holy man?", "bajie").character == "bajie" and len(player.engine.asked) == 2
 
 
 # -- in a run ------------------------------------------------------------------------------------------------------
