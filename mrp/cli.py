@@ -312,11 +312,33 @@ def import_xtuner_command(
     return import_xtuner(config, out, report)
 
 
+@command(app, "route")
+def route(
+    report: Reporter,
+    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="What a person says.", show_default=False)],
+    current: Annotated[str | None, typer.Option("--current", metavar="NAME", help="Who answered last.")] = None,
+    by: Annotated[str, typer.Option("--by", help="auto, names, classifier or model.")] = "auto",
+    set_: SET = None,
+) -> Any:
+    """Tell which character answers a message, how sure that is, and why."""
+    from mrp.play.route import route_command
+
+    found = route_command(run, text, current, by, settings_given(set_))
+    report.result(f"{found['character']} ({found['confidence']:.0%}): {found['reason']}")
+    for who, share in sorted(found["scores"].items(), key=lambda item: -item[1]):
+        report.line(f"  {who:20} {share:6.1%}")
+    return found
+
+
 @command(app, "chat")
 def chat_command(
     report: Reporter,
     run: Annotated[Path, typer.Argument(help="A run, or a model folder.", show_default=False)] = HERE,
-    as_: Annotated[str | None, typer.Option("--as", metavar="NAME", help="The character who answers.")] = None,
+    as_: Annotated[
+        str,
+        typer.Option("--as", metavar="auto|NAME", help="Who answers; auto: whoever is called or meant."),
+    ] = "auto",
     me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Who you are in the chat.")] = None,
     base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
@@ -324,13 +346,15 @@ def chat_command(
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal replies.")] = None,
     set_: SET = None,
 ) -> Any:
-    """Talk with a character. /help in the chat lists what else you can do."""
+    """Talk with the characters. /help in the chat lists what else you can do."""
     with report.waiting("loading the model"):
         from mrp.play.open import open_player
+        from mrp.play.room import room_of
         from mrp.play.terminal import TerminalChat
 
         player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_))
-    return TerminalChat(player, as_, me, seed, report).run()
+        room = room_of(run, player)
+    return TerminalChat(player, as_, me, seed, report, router=room.router, folder=room.chats).run()
 
 
 @command(app, "eval")

@@ -70,9 +70,19 @@ class _Pipeline:
         fresh = not is_built(self.run)
         self.manifest = build_data(self.run, self.report)
         keep_run(self.run)
+        self._router()
         if not fresh:
             self.report.line(f"   unchanged ({self.run.data})")
         return fresh
+
+    def _router(self) -> None:
+        """The classifier of `mrp route` and `mrp chat --as auto`; a run is whole without it."""
+        from mrp.play.route import ensure_classifier
+
+        try:
+            ensure_classifier(self.run)
+        except MrpError as error:
+            self.report.line(f"   no classifier for the router: {error.what}")
 
     def train(self) -> bool:
         from mrp.plan.command import warn_if_too_large

@@ -247,3 +247,87 @@ def test_a_casts_scenario_stands_below_the_persona() -> None:
     chat.say("Well?")
     list(chat.reply("wukong"))
     assert asked(prompt_text(player)).startswith("[system\nYou are Sun Wukong, proud and quick.\n\nA cold inn.]")
+
+
+# -- what is told beside, and what has no room ---------------------------------------------------------------------
+
+
+def test_extra_text_stands_before_the_last_message_and_is_never_dropped() -> None:
+    player = scripted(CAST, *["Aye."] * 9, context_tokens=220, max_new_tokens=20)
+    told = lambda character, turns: f"[{character} knows: {turns[-1].text if turns else ''} is a lie.]"  # noqa: E731
+    chat = Conversation(player, ["wukong"], extra=told)
+    for number in range(9):
+        chat.say(f"Line {number} is here.")
+        list(chat.reply("wukong"))
+        assert asked(prompt_text(player)).endswith(
+            f"[user\n[wukong knows: Line {number} is here. is a lie.]\n\nLine {number} is here.][assistant\n"
+        )
+        assert "proud and quick" in prompt_text(player)
+    assert chat.dropped and prompt_text(player).count("knows") == 1
+    assert all("knows" not in turn.text for turn in chat.turns)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=str)
+@pytest.mark.parametrize("lines", [[], ["wukong"], [OTHER], [OTHER, "wukong"]])
+def test_extra_text_reaches_the_model_whoever_spoke_last(shape: Shape, lines: list[str]) -> None:
+    template = ChatTemplate(shape.tokenizer())
+    chat = Conversation(scripted(CAST, template=template), ["wukong"], extra=lambda *_: "Rain falls.")
+    for number, who in enumerate(lines):
+        chat.say(f"Line {number}.", who)
+    text = template.tokenizer.decode(chat.prompt("wukong"))
+    assert text.count("Rain falls.") == 1 and all(f"Line {n}." in text for n in range(len(lines)))
+
+
+@pytest.mark.parametrize(
+    ("persona", "lore", "message", "cut"),
+    [(60, 5, 5, "the persona"), (5, 60, 5, "the lore"), (5, 5, 60, "the last message")],
+)
+def test_a_context_too_small_says_what_to_cut(persona: int, lore: int, message: int, cut: str) -> None:
+    monkey = CAST.characters[0].model_copy(update={"persona": "proud " * persona})
+    cast = CAST.model_copy(update={"characters": [monkey, *CAST.characters[1:]]})
+    player = scripted(cast, context_tokens=64, max_new_tokens=10)
+    chat = Conversation(player, ["wukong"], extra=lambda *_: "known " * lore)
+    chat.say("word " * message)
+    with pytest.raises(InputError) as caught:
+        chat.prompt("wukong")
+    assert caught.value.fix.startswith(f"cut {cut};") and "only 54 are allowed" in caught.value.what
+    assert "the persona" in caught.value.what and "the lore" in caught.value.what
+
+
+def test_a_message_of_a_megabyte_is_refused_at_once() -> None:
+    chat = Conversation(scripted(CAST), ["wukong"])
+    with pytest.raises(InputError, match="a message of 1,048,576 characters is too long"):
+        chat.say("x" * 2**20)
+    assert not chat.turns
+
+
+def test_the_scenario_of_the_first_characters_card_sets_the_chat() -> None:
+    monkey = CAST.characters[0].model_copy(update={"scenario": "{{user}} stands at the gate."})
+    cast = CAST.model_copy(update={"characters": [monkey, *CAST.characters[1:]], "scenario": "A road."})
+    chat = Conversation(scripted(cast), ["wukong"])
+    assert "Someone stands at the gate." in chat.player.tokenizer.decode(chat.prompt("wukong"))
+    assert chat.scene("s").scenario == "Someone stands at the gate."
+    assert "A road." in chat.player.tokenizer.decode(Conversation(scripted(cast), ["bajie"]).prompt("bajie"))
+    own = Conversation(scripted(cast), ["wukong"], scenario="A storm.")
+    text = own.player.tokenizer.decode(own.prompt("wukong"))
+    assert "A storm." in text and "gate" not in text and "A road." not in text
+
+
+def test_an_engine_that_dies_leaves_what_was_shown() -> None:
+    player = scripted(CAST, "One two three four five six.")
+    chat = Conversation(player, ["wukong"])
+    chat.say("Count.")
+    stream = player.engine.stream
+
+    def dying(request: object) -> object:
+        for number, token in enumerate(stream(request)):  # type: ignore[arg-type]
+            if number == 6:
+                raise RuntimeError("out of memory")
+            yield token
+
+    player.engine.stream = dying  # type: ignore[method-assign,assignment]
+    shown = []
+    with pytest.raises(RuntimeError):
+        shown.extend(chat.reply("wukong"))
+    pieces = chat.turns[-1]
+    assert pieces.speaker == "wukong" and pieces.text and "One two three four five six.".startswith(pieces.text)

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from scripted import CAST, ScriptedPlayer, prompt_text, scripted
 
 from mrp.cast import OTHER
 from mrp.data.read import read_dialogues
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
+from mrp.play.chat_commands import COMMANDS
 from mrp.play.terminal import TerminalChat
+from mrp.play.transcript import latest_chat, load_chat
 from mrp.report import ConsoleReporter
 
 GREETING = "Sun Wukong: Ha! Who calls Old Monkey?"
@@ -36,7 +39,8 @@ class Session:
         report.err.file = io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
-            self.row = TerminalChat(player, as_, me, more.pop("seed", None), report).run()
+            self.chat = TerminalChat(player, as_, me, more.pop("seed", None), report, **more)
+            self.row = self.chat.run()
         self.player = player
         self.out = report.out.file.getvalue().splitlines()  # type: ignore[attr-defined]
         self.err = report.err.file.getvalue()  # type: ignore[attr-defined]
@@ -161,17 +165,160 @@ def test_ctrl_c_before_the_first_word_leaves_the_line_to_be_answered_again() -> 
     assert [t["text"] for t in session.row["turns"][1:]] == ["Count.", "Again!"]
 
 
+# -- who answers ---------------------------------------------------------------------------------------------------
+
+
+def test_with_auto_whoever_is_called_answers_until_another_is() -> None:
+    lines = ("Who are you?", "Pigsy, any buns?", "How many?", "/why", "And you, Monkey King?", "/why")
+    session = Session(scripted(CAST, "Me.", "Buns.", "Nine.", "Old Monkey!"), *lines, as_="auto")
+    assert session.out[0] == (
+        "You talk with Sun Wukong, Zhu Bajie, Tang Sanzang; whoever you call answers. /help lists the commands."
+    )
+    assert [t["speaker"] for t in session.row["turns"]] == [
+        *("wukong", OTHER, "wukong", OTHER, "bajie", OTHER, "bajie", OTHER, "wukong")
+    ]
+    told = "\n".join(session.out)
+    assert "Zhu Bajie answers on: nobody is named" in told and "'monkey king' is called at the end" in told
+    assert session.row["participants"] == ["wukong", "bajie", OTHER]
+
+
+def test_as_pins_a_character_and_as_auto_frees_the_choice() -> None:
+    lines = ("/as tang", "Pigsy, come!", "/why", "/as auto", "Pigsy, come!")
+    session = Session(scripted(CAST, "Peace.", "Coming."), *lines, as_="auto")
+    assert [t["speaker"] for t in session.row["turns"]][2::2] == ["tang", "bajie"]
+    assert any("you chose" in line for line in session.out)
+
+
+def test_a_person_who_plays_a_character_is_never_who_answers() -> None:
+    session = Session(scripted(CAST, "Who?", "No."), "Monkey King, come!", "Me?", as_="auto", me="wukong")
+    assert {t["speaker"] for t in session.row["turns"]} == {"wukong", "bajie"}
+    assert session.row["participants"] == ["bajie", "wukong"]
+
+
+def test_a_call_of_nobody_is_told_with_the_nearest_name() -> None:
+    session = Session(scripted(CAST), "@Pigzy are you there?", as_="auto")
+    assert "nobody here is called 'Pigzy'" in session.err and "'pigsy'" in session.err
+    assert len(session.row["turns"]) == 1
+
+
+# -- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def dies_after(player: ScriptedPlayer, count: int) -> None:
+    """The engine of `player` dies once, after so many tokens."""
+    stream = player.engine.stream
+
+    def dying(request: Any) -> Any:
+        for number, token in enumerate(stream(request)):
+            if number == count:
+                player.engine.stream = stream  # type: ignore[method-assign]
+                raise RuntimeError("out of memory")
+            yield token
+
+    player.engine.stream = dying  # type: ignore[method-assign]
+
+
+def test_an_engine_that_dies_ends_neither_the_chat_nor_what_was_said(tmp_path: Path) -> None:
+    player = scripted(CAST, "One two three four five.", "Again!", "More.")
+    dies_after(player, 6)
+    session = Session(player, "Count.", "Go on.", folder=tmp_path)
+    assert "the reply failed: RuntimeError: out of memory" in session.err and "Traceback" not in session.err
+    texts = [t["text"] for t in session.row["turns"]]
+    assert (
+        texts[1] == "Count." and "One two three four five.".startswith(texts[2]) and texts[3:] == ["Go on.", "Again!"]
+    )
+    (path,) = tmp_path.glob("*.jsonl")
+    assert [t.text for t in load_chat(path, CAST).turns] == texts
+
+
+def test_an_engine_that_dies_before_the_first_word_leaves_the_line(tmp_path: Path) -> None:
+    player = scripted(CAST, "One.", "Two.")
+    dies_after(player, 0)
+    session = Session(player, "Count.", "/retry", folder=tmp_path)
+    assert [t["text"] for t in session.row["turns"][1:]] == ["Count.", "Two."]
+
+
+def test_a_retry_during_which_the_engine_dies_keeps_a_reply() -> None:
+    player = scripted(CAST, "One.", "Two three four.")
+    session = Session(player, "Count.")
+    dies_after(player, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO("/retry\n"))
+        row = session.chat.run()
+    assert row["turns"][2] == {"speaker": "wukong", "text": "One."}
+
+
+def test_a_line_of_a_megabyte_is_refused_and_the_chat_goes_on() -> None:
+    session = Session(scripted(CAST, "Aye."), "x" * 2**20, "Short?")
+    assert "1,048,576 characters is too long" in session.err and len(session.err) < 1000
+    assert [t["text"] for t in session.row["turns"][1:]] == ["Short?", "Aye."]
+
+
+def test_a_line_of_nothing_but_controls_is_not_said() -> None:
+    session = Session(scripted(CAST), "\x01\x02")
+    assert "nothing is left of this line" in session.err and len(session.row["turns"]) == 1
+
+
+def test_a_line_that_imitates_another_is_mended_with_a_word() -> None:
+    session = Session(scripted(CAST, "Hm."), "Zhu Bajie: I agree")
+    assert session.row["turns"][1]["text"] == "Zhu Bajie, I agree"
+    assert "(your line began like somebody else's turn, so its colon became a comma)" in session.out
+
+
+# -- kept while it is said -----------------------------------------------------------------------------------------
+
+
+def test_the_chat_is_kept_line_by_line_and_load_goes_on_with_it(tmp_path: Path) -> None:
+    first = Session(scripted(CAST, "Old Monkey!", "Buns."), "Who?", "/as bajie", "And you?", me="Bob", folder=tmp_path)
+    (path,) = tmp_path.glob("*.jsonl")
+    assert first.out[-1] == f"(kept in {path}; /load goes on with it)"
+    again = Session(scripted(CAST, "More buns."), "/load", "More?", folder=tmp_path)
+    assert again.row["turns"] == [*first.row["turns"], *again.row["turns"][-2:]]
+    assert again.row["turns"][-2:] == [{"speaker": "Bob", "text": "More?"}, {"speaker": "bajie", "text": "More buns."}]
+    assert f"loaded {path}: 5 lines:" in again.out
+    newest = latest_chat(tmp_path, path)
+    assert newest is not None and [t.text for t in load_chat(newest, CAST).turns] == [
+        t["text"] for t in again.row["turns"]
+    ]
+
+
+def test_a_saved_chat_is_loaded_too(tmp_path: Path) -> None:
+    saved = Session(scripted(CAST, "Aye."), "Hm?", f"/save {tmp_path / 'c.jsonl'}")
+    again = Session(scripted(CAST, "Aye!"), f"/load {tmp_path / 'c.jsonl'}", "/retry", as_="bajie")
+    assert again.row["turns"] == [*saved.row["turns"][:-1], {"speaker": "wukong", "text": "Aye!"}]
+    plain = Session(scripted(None, "Hello!"), "Hi", f"/save {tmp_path / 'p.jsonl'}")
+    back = Session(scripted(None, "Yes."), f"/load {tmp_path / 'p.jsonl'}", "Sure?")
+    assert back.row["turns"] == [*plain.row["turns"], *back.row["turns"][2:]] and len(back.row["turns"]) == 4
+
+
+@pytest.mark.parametrize("line", ["/load", "/load nowhere.jsonl"])
+def test_a_chat_that_is_not_there_is_told(line: str, tmp_path: Path) -> None:
+    session = Session(scripted(CAST, "Aye."), line, "Hm?", folder=tmp_path)
+    assert "fix:" in session.err and session.row["turns"][-1]["text"] == "Aye."
+
+
+def test_a_folder_that_takes_no_chat_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    session = Session(scripted(CAST, "Aye.", "Aye!"), "Hm?", "Hm!", folder=tmp_path / "file")
+    assert session.err.count("no longer kept") == 1 and session.row["turns"][-1]["text"] == "Aye!"
+
+
+def test_opening_and_leaving_keeps_nothing(tmp_path: Path) -> None:
+    Session(scripted(CAST), "/quit", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 # -- commands ------------------------------------------------------------------------------------------------------
 
 
 def test_help_lists_every_command() -> None:
     out = "\n".join(Session(scripted(CAST), "/help").out)
-    for name in ("/as NAME", "/retry", "/save FILE", "/help", "/quit", "Ctrl-C", "Ctrl-D"):
+    for name in (*COMMANDS, "/as NAME", "/save FILE", "Ctrl-C", "Ctrl-D"):
         assert name in out
 
 
 @pytest.mark.parametrize(
-    ("line", "fix"), [("/hlp", "'/help'"), ("/AS x", "'/as'"), ("/foo", "known: /as, /help"), ("/", "known: ")]
+    ("line", "fix"), [("/hlp", "'/help'"), ("/AS x", "'/as'"), ("/foo", "known: /as, /edit"), ("/", "known: ")]
 )
 def test_an_unknown_command_is_told_with_the_nearest_and_not_said(line: str, fix: str) -> None:
     session = Session(scripted(CAST), line)
@@ -247,6 +394,85 @@ def test_a_saved_chat_is_a_scene_that_data_build_reads(tmp_path: Path) -> None:
         Turn("bajie", "Buns."),
     )
     assert json.loads(path.read_text(encoding="utf-8")) == session.row
+
+
+def test_a_chat_saved_as_markdown_is_for_people(tmp_path: Path) -> None:
+    path = tmp_path / "chat.md"
+    Session(scripted(CAST, "Aye."), "Hm?", f"/save {path}")
+    assert path.read_text(encoding="utf-8") == (
+        "**Sun Wukong:** Ha! Who calls Old Monkey?\n\n**Someone:** Hm?\n\n**Sun Wukong:** Aye.\n"
+    )
+
+
+def test_undo_takes_back_a_line_and_its_reply() -> None:
+    session = Session(scripted(CAST, "One.", "Two."), "First.", "Second.", "/undo", "/undo", "/undo")
+    assert [t["text"] for t in session.row["turns"]] == ["Ha! Who calls Old Monkey?"]
+    assert "taken back: Second. (and 1 after it)" in session.out and "no line of yours to take back" in session.err
+
+
+def test_edit_says_the_last_line_anew() -> None:
+    session = Session(scripted(CAST, "One.", "Two."), "Frist.", "/edit First.", "/edit")
+    assert [t["text"] for t in session.row["turns"][1:]] == ["First.", "Two."]
+    assert "a text is missing" in session.err and "Frist" not in prompt_text(session.player)
+
+
+def test_an_edit_that_cannot_be_asked_changes_nothing() -> None:
+    long = "word " * 200
+    session = Session(scripted(CAST, "One.", context_tokens=120, max_new_tokens=20), "First.", f"/edit {long}")
+    assert [t["text"] for t in session.row["turns"][1:]] == ["First.", "One."]
+
+
+def test_another_greeting_before_the_first_line() -> None:
+    monkey = CAST.characters[0].model_copy(update={"alternate_greetings": ["Hey, {{user}}!", "Hm."]})
+    cast = CAST.model_copy(update={"characters": [monkey, *CAST.characters[1:]]})
+    session = Session(scripted(cast, "Aye."), "/greeting", "/greeting 2", "/greeting 9", "Hi", "/greeting 1", me="Bob")
+    assert [t["text"] for t in session.row["turns"]] == ["Hey, Bob!", "Hi", "Aye."]
+    assert "2. Hey, Bob!" in session.out
+    assert "no greeting '9'" in session.err and "begun already" in session.err
+
+
+def test_lore_shows_what_the_prompt_holds() -> None:
+    session = Session(scripted(CAST), "/lore", extra=lambda who, turns: f"{who} has heard {len(turns)} lines.")
+    assert session.out[-1] == "wukong has heard 1 lines."
+    assert Session(scripted(CAST), "/lore").out[-1] == "Sun Wukong is told nothing beside the persona now."
+
+
+def test_set_changes_how_the_next_reply_is_sampled() -> None:
+    player = scripted(CAST, "a", "b", "c")
+    session = Session(player, "Hi", "/set temperature 0.9", "/set chat.max_new_tokens=7", "/set seed 3", "Hi", "/set")
+    first, second = player.engine.samplings
+    assert (first.temperature, first.seed) == (0.7, None)
+    assert (second.temperature, second.max_new_tokens, second.seed) == (0.9, 7, 4)
+    assert "temperature is 0.9 from now on" in session.out and "temperature 0.9" in session.out
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("/set temprature 1", "did you mean 'temperature'"),
+        ("/set temperature hot", "temperature: "),
+        ("/set temperature -1", "temperature: "),
+        ("/set max_new_tokens 999999", "leaves no room"),
+        ("/set context_tokens 9000", "9000 are more"),
+        ("/set seed x", "is no seed"),
+        ("/set temperature [", "broken YAML"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told(line: str, what: str) -> None:
+    session = Session(scripted(CAST, "Aye."), line, "Hm?")
+    assert what in session.err and "fix:" in session.err
+    assert session.player.engine.samplings[0].temperature == 0.7
+
+
+def test_no_color_takes_the_colour_from_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, coloured in ((None, True), ("1", False)):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if value:
+            monkeypatch.setenv("NO_COLOR", value)
+        report = ConsoleReporter(io.StringIO())
+        report.out = Console(file=io.StringIO(), force_terminal=True, color_system="standard", highlight=False)
+        TerminalChat(scripted(CAST), None, None, None, report).print_name("wukong")
+        assert ("36" in report.out.file.getvalue()) == coloured  # type: ignore[attr-defined]
 
 
 def test_a_chat_with_somebody_of_a_name_is_read_back_too(tmp_path: Path) -> None:

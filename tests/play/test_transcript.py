@@ -1,0 +1,146 @@
+"""The file of a chat: whatever was said is in it, at every moment, however the chat ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from scripted import CAST, scripted
+
+from mrp.cast import OTHER, PLAIN
+from mrp.dialogue import Scene, Turn
+from mrp.errors import InputError, MrpError
+from mrp.play.conversation import Conversation
+from mrp.play.transcript import Transcript, latest_chat, load_chat, markdown
+
+
+@pytest.fixture
+def chat() -> Conversation:
+    chat = Conversation(scripted(CAST), ["wukong"], "Bob", "At the inn.")
+    chat.say("Ha!", "wukong")
+    return chat
+
+
+def path_of(transcript: Transcript) -> Path:
+    assert transcript.path is not None
+    return transcript.path
+
+
+def test_nothing_is_kept_before_the_person_says_something(chat: Conversation, tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path / "chats")
+    transcript.sync(chat, "wukong")
+    assert not (tmp_path / "chats").exists()
+    chat.say("Hello.")
+    transcript.sync(chat, "wukong")
+    kept = load_chat(path_of(transcript), CAST)
+    assert kept.turns == chat.turns and kept.scenario == "At the inn."
+    assert (kept.participants, kept.person, kept.character) == (["wukong", "Bob"], "Bob", "wukong")
+
+
+def test_after_every_change_the_file_holds_the_chat_and_only_grows(chat: Conversation, tmp_path: Path) -> None:
+    transcript, before = Transcript(tmp_path), b""
+    changes = [
+        lambda: chat.say("One"),
+        lambda: chat.say("Aye\nof two lines 俺", "wukong"),
+        lambda: chat.turns.pop(),
+        lambda: chat.say("Nay", "wukong"),
+        lambda: chat.join("bajie"),
+        lambda: chat.turns.__delitem__(slice(1, None)),
+        lambda: chat.say("Two"),
+        lambda: chat.turns.__setitem__(0, Turn("wukong", "Ho!")),
+        lambda: chat.turns.clear(),
+    ]
+    for change in changes:
+        change()
+        transcript.sync(chat, "bajie")
+        data = path_of(transcript).read_bytes()
+        assert data.startswith(before)
+        before = data
+        kept = load_chat(path_of(transcript), CAST)
+        assert (kept.turns, kept.participants, kept.character) == (chat.turns, chat.participants, "bajie")
+
+
+def test_each_line_is_on_the_disk_before_the_next_thing_happens(
+    chat: Conversation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+
+    def fsync(handle: int) -> None:
+        assert stat.S_ISREG(os.fstat(handle).st_mode)
+        synced.append(path_of(transcript).read_bytes())
+
+    transcript = Transcript(tmp_path)
+    monkeypatch.setattr(os, "fsync", fsync)
+    chat.say("One")
+    transcript.sync(chat, "wukong")
+    transcript.piece("wukong", "Aye. ")
+    assert [b'"One"' in data for data in synced] == [True, True] and b"Aye. " in synced[-1]
+
+
+def test_a_reply_that_a_crash_interrupts_is_kept_as_far_as_it_was_shown(chat: Conversation, tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path)
+    chat.say("Tell me.")
+    transcript.sync(chat, "wukong")
+    for piece in ("Once", " upon a hill.", " There was", " a demon! And", " it"):
+        transcript.piece("wukong", piece)
+    kept = load_chat(path_of(transcript), CAST)
+    assert kept.turns[-1] == Turn("wukong", "Once upon a hill. There was a demon! And")
+    chat.say("Once upon a hill. There was a demon! And it", "wukong")
+    transcript.sync(chat, "wukong")
+    assert load_chat(path_of(transcript), CAST).turns == chat.turns
+
+
+def test_a_last_line_cut_in_two_is_left_out_and_a_broken_one_before_is_told(chat: Conversation, tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path)
+    chat.say("One")
+    chat.say("Two")
+    transcript.sync(chat, "wukong")
+    path, whole = path_of(transcript), path_of(transcript).read_bytes()
+    path.write_bytes(whole[:-9])
+    assert load_chat(path, CAST).turns == chat.turns[:-1]
+    path.write_bytes(whole.replace(b'{"speaker": "Bob", "text": "One"}', b'{"speaker": "Bob", "te'))
+    with pytest.raises(InputError, match="not a line of a chat") as caught:
+        load_chat(path, CAST)
+    assert caught.value.where.endswith(":3")
+
+
+def test_two_chats_at_once_have_files_of_their_own(chat: Conversation, tmp_path: Path) -> None:
+    both = [Transcript(tmp_path), Transcript(tmp_path)]
+    chat.say("One")
+    for transcript in both:
+        transcript.sync(chat, "wukong")
+    assert path_of(both[0]) != path_of(both[1])
+    assert latest_chat(tmp_path, path_of(both[1])) == path_of(both[0])
+    assert latest_chat(tmp_path / "none") is None
+
+
+def test_a_folder_that_cannot_be_written_is_told(chat: Conversation, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    chat.say("One")
+    with pytest.raises(MrpError, match="cannot write"):
+        Transcript(tmp_path / "file" / "chats").sync(chat, "wukong")
+
+
+def test_a_saved_scene_is_loaded_with_its_person_last(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    turns = [{"speaker": "Bob", "text": "Hi"}, {"speaker": "bajie", "text": "Buns!"}]
+    path.write_text(json.dumps({"participants": ["Bob", "bajie", "wukong"], "turns": turns}) + "\n")
+    kept = load_chat(path, CAST)
+    assert (kept.participants, kept.person, kept.character) == (["bajie", "wukong", "Bob"], "Bob", "bajie")
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(InputError, match="2 scenes"):
+        load_chat(path, CAST)
+    path.write_text('{"participants": 3}\n')
+    with pytest.raises(InputError):
+        load_chat(path, CAST)
+
+
+def test_markdown_shows_who_said_what() -> None:
+    turns = (Turn("bajie", enters=True), Turn(OTHER, "Hi"), Turn("bajie", "Buns!\nMore."), Turn(PLAIN, "Hello"))
+    assert markdown(Scene("s", ("wukong", OTHER), turns, "At the inn."), CAST) == (
+        "*At the inn.*\n\n*Zhu Bajie comes in.*\n\n**Someone:** Hi\n\n"
+        "**Zhu Bajie:** Buns!  \nMore.\n\n**model:** Hello\n"
+    )
