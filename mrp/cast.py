@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import pydantic
 from pydantic import Field
 
 from mrp.errors import InputError, MrpError, nearest, raise_all
 from mrp.files import is_safe_id
-from mrp.yamlfile import StrictModel, check_value, key_lines, place_of, read_yaml
+from mrp.lore import LoreEntry
+from mrp.yamlfile import KeyPath, StrictModel, check_value, key_lines, place_of, read_yaml
 
 OTHER = "other"  # the speaker of a line when nobody knows who said it
 PLAIN = "plain"  # the speaker of the replies in general chat data: the model itself, which plays nobody there
@@ -25,21 +26,6 @@ NEUTRAL_NAME = {"en": "Someone", "zh": "旁人"}  # what such a speaker is calle
 USER_MACRO = "{{user}}"  # in texts of a character: whoever talks with it
 DEFAULT_PERSONA = {"en": "You are {name}.", "zh": "你是{name}。"}
 OPENING = {"en": "(The scene begins.)", "zh": "（开场）"}  # stands for a scenario where there is none
-
-
-class LoreEntry(StrictModel):
-    """A fact that a character knows, and the words that bring it up."""
-
-    keys: list[str]
-    text: str = Field(min_length=1)
-    constant: bool = False
-    """Known always, whatever is talked about; `keys` may be empty then."""
-
-    @pydantic.model_validator(mode="after")
-    def _something_brings_it_up(self) -> Self:
-        if not self.keys and not self.constant:
-            raise ValueError("`keys` should have at least 1 item|add a word that brings it up, or `constant: true`")
-        return self
 
 
 class Character(StrictModel):
@@ -64,7 +50,9 @@ class Character(StrictModel):
     dialogues: list[str] = []
     """Files with this character's dialogues."""
     lore: list[LoreEntry] = []
-    """Facts the character knows: `text`, and `keys` (words that bring it up); `constant: true`: known always."""
+    """Facts the character knows: `text`, and `keys` (words that bring it up); more in [scenes.md](scenes.md)."""
+    lorebooks: list[str] = []
+    """Files with further lore: SillyTavern's world info (JSON)."""
     card: str | None = None
     """The character card that the character came from (JSON), kept whole for `mrp card export`."""
 
@@ -105,6 +93,10 @@ class Cast(StrictModel):
     """See below."""
     dialogues: list[str] = []
     """Files with scenes of several characters."""
+    lore: list[LoreEntry] = []
+    """Facts that every character knows."""
+    lorebooks: list[str] = []
+    """Files with further lore for everybody."""
 
     def __getitem__(self, character_id: str) -> Character:
         for character in self.characters:
@@ -174,5 +166,32 @@ def load_cast(path: Path) -> Cast:
                 what = f"the id {name!r} is used twice" if both_ids else f"{name!r} is also a name of {known!r}"
                 where = place_of(path, lines, ("characters", index, *key))
                 faults.append(InputError(what, where, "give each character names that no other has"))
+    cast = _with_lorebooks(cast, path, lines, faults)
     raise_all(path.name, faults)
     return cast
+
+
+def _with_lorebooks(cast: Cast, path: Path, lines: dict[KeyPath, int], faults: list[MrpError]) -> Cast:
+    """The cast with the entries of its lorebooks as lore of its own, so that whatever keeps the cast keeps them."""
+    from mrp.cards.lorebook import read_lorebook
+
+    def read(names: list[str], *at: str | int) -> list[LoreEntry]:
+        entries: list[LoreEntry] = []
+        for k, name in enumerate(names):
+            try:
+                entries += read_lorebook(path.parent / cast.home / name).entries
+            except InputError as error:
+                where = place_of(path, lines, (*at, "lorebooks", k))
+                faults.append(InputError(f"{error.what} ({error.where})", where, error.fix))
+        return entries
+
+    if not cast.lorebooks and not any(character.lorebooks for character in cast.characters):
+        return cast
+    characters = [
+        character.model_copy(
+            update={"lore": [*character.lore, *read(character.lorebooks, "characters", k)], "lorebooks": []}
+        )
+        for k, character in enumerate(cast.characters)
+    ]
+    shared = [*cast.lore, *read(cast.lorebooks)]
+    return cast.model_copy(update={"characters": characters, "lore": shared, "lorebooks": []})

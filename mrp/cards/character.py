@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrp.cards.card import Card, book_entries, clean_name, text_field
-from mrp.cast import RESERVED, USER_MACRO, Character, LoreEntry
+from mrp.cards.lorebook import card_fields, entry_of
+from mrp.cast import RESERVED, USER_MACRO, Character
 from mrp.files import is_safe_id
+from mrp.lore import LoreEntry
 
 OWN_EXTENSION = "mrp_llm"  # under "extensions": what a card has no field for (aliases, id)
 CHAR = r"\{\{\s*char\s*\}\}|<char>|<bot>"
@@ -90,13 +92,8 @@ def _aliases(data: dict[str, Any], name: str, nickname: str) -> tuple[str, ...]:
 
 
 def _lore_entry(entry: dict[str, Any], called: str) -> LoreEntry | None:
-    """An entry of a character book as lore; None where it is switched off, empty, or nothing brings it up."""
-    text = clean_text(text_field(entry, "content"), called)
-    keys = [key for key in (clean_text(key, called) for key in entry.get("keys") or []) if key]
-    constant = entry.get("constant") is True
-    if entry.get("enabled") is False or not text or not (keys or constant):
-        return None
-    return LoreEntry(keys=keys, text=text, constant=constant)
+    """An entry of a character book as lore; None where it is switched off, empty, or nothing usable brings it up."""
+    return entry_of(entry, lambda text: clean_text(text, called))
 
 
 def free_id(card: Card, stem: str, taken: Collection[str]) -> str:
@@ -168,13 +165,14 @@ def _edited_entries(entries: list[dict[str, Any]], draft: Draft, lore: list[Lore
     originals = dict(zip(draft.lore_places, draft.lore, strict=True))
     unused = dict(originals)
     result: list[dict[str, Any]] = []
-    for order, wanted in enumerate(lore):
+    for wanted in lore:
         place = _nearest_place(wanted, unused)
         if place is None:
-            fresh = {"extensions": {}, "enabled": True, "insertion_order": order, "use_regex": False}
-            result.append({"keys": wanted.keys, "content": wanted.text, "constant": wanted.constant, **fresh})
+            fresh = {"extensions": {}, "enabled": True, "insertion_order": wanted.order, "use_regex": False}
+            made = {"keys": wanted.keys, "content": wanted.text, "constant": wanted.constant, **fresh}
+            result.append({**made, **card_fields(wanted, entry_of(made) or wanted, made)})
         else:
-            result.append(_edited_entry(entries[place], unused.pop(place), wanted))
+            result.append({**entries[place], **card_fields(wanted, unused.pop(place), entries[place])})
     return result + [entry for k, entry in enumerate(entries) if k not in originals]
 
 
@@ -188,15 +186,3 @@ def _nearest_place(wanted: LoreEntry, unused: dict[int, LoreEntry]) -> int | Non
         if alike:
             return alike[0]
     return None
-
-
-def _edited_entry(entry: dict[str, Any], before: LoreEntry, wanted: LoreEntry) -> dict[str, Any]:
-    """The card's entry with what the cast says otherwise than before."""
-    changes: dict[str, Any] = {}
-    if wanted.keys != before.keys:
-        changes["keys"] = wanted.keys
-    if wanted.text != before.text:
-        changes["content"] = wanted.text
-    if wanted.constant != before.constant:
-        changes["constant"] = wanted.constant
-    return {**entry, **changes}

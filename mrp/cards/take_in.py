@@ -154,12 +154,9 @@ def _fill(item: Taken, language: str) -> None:
 def _notes(item: Taken) -> list[str]:
     entries = book_entries(item.card.data)
     left_out = len(entries) - len(item.draft.lore)
-    narrower = sum(bool(e.get("use_regex") or (e.get("selective") and e.get("secondary_keys"))) for e in entries)
     notes = []
     if left_out:
-        notes.append(f"{left_out} lore entries are switched off, empty or without keys; they stay in the card alone")
-    if narrower:
-        notes.append(f"{narrower} lore entries have patterns or second keys; the cast takes their keys as plain words")
+        notes.append(f"{left_out} lore entries are switched off, empty or without usable keys; they stay in the card")
     if len(item.draft.persona) > LONG_PERSONA:
         count = len(item.draft.persona)
         notes.append(

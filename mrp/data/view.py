@@ -69,6 +69,29 @@ def view_for_reply(
     return _messages(turns, own, participants, character, cast, scenario)
 
 
+def with_notes(messages: Sequence[Message], earlier: str = "", known: str = "", dropped: int = 0) -> list[Message]:
+    """What play adds to a view, and training never has: where old messages were dropped, and what was looked up.
+
+    `messages[head:head + dropped]` are left out. In their place stands `earlier` (a summary of them), at the head of
+    the first user message that is left, where it stays as long as they are dropped; `known` (lore) comes last, behind
+    what was said, so that all before it is the same in the next prompt. Notes in brackets in a user's message, since
+    many templates refuse a system message after the first.
+    """
+    head = 1 if messages and messages[0].role == SYSTEM else 0
+    kept = list(messages[head + dropped :])
+    if earlier:
+        if kept and kept[0].role == USER:
+            kept[0] = Message(USER, f"[{earlier}]\n\n{kept[0].text}")
+        else:
+            kept.insert(0, Message(USER, f"[{earlier}]"))
+    if known:
+        if kept and kept[-1].role == USER:
+            kept[-1] = Message(USER, f"{kept[-1].text}\n\n[{known}]")
+        elif not kept:  # where the character goes on with an own line, there is no place that disturbs nothing
+            kept.append(Message(USER, f"[{known}]"))
+    return [*messages[:head], *kept]
+
+
 def system_text(cast: Cast, character: str, scenario: str = "") -> str:
     """The system message: the identity block, then (after an empty line) the scene's scenario, else the cast's.
 

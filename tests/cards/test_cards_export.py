@@ -181,7 +181,7 @@ def test_edited_fields_come_from_the_cast_and_all_others_from_the_card(tmp_path:
             "constant": False,
             "extensions": {},
             "enabled": True,
-            "insertion_order": 2,
+            "insertion_order": 100,
             "use_regex": False,
         },
         secret,

@@ -134,7 +134,7 @@ def test_who_left_comes_back_before_the_next_line(write: Write, cast: Cast) -> N
     row = {"participants": ["tang", "wukong"], "turns": lines}
     refused = read_one(write, cast, row)
     assert isinstance(refused, Rejected)
-    assert (refused.reason, "tang speaks after having left" in refused.detail) == ("undeclared-speaker", True)
+    assert (refused.reason, "speaks after having left" in refused.detail) == ("undeclared-speaker", True)
     lines.insert(3, {"enter": "tang"})
     scene = read_one(write, cast, row)
     assert isinstance(scene, Scene)
