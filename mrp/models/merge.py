@@ -261,6 +261,7 @@ def _rounding_text(rounding: dict[str, Any], dtype: list[str]) -> str:
         f"rounding to {'/'.join(dtype)} moved weights by {rounding['mean_difference']:.1e} on average "
         f"(at most {rounding['largest_difference']:.1e}), the adapter by {rounding['mean_change']:.1e} "
         f"(at most {rounding['largest_change']:.1e}): {rounding['lost']:.1%} of its change was lost"
+        + (f"; measured on {rounding['measured_share']:.0%} of the numbers" if rounding["measured_share"] < 1 else "")
     )
 
 

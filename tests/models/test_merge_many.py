@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_base
 
 from mrp.errors import InputError, ManyFaults, MrpError, SetupError
-from mrp.models import merge_check, merge_probes, merge_shift, merge_stream
+from mrp.models import merge_check, merge_numbers, merge_probes, merge_shift, merge_stream, shards
 from mrp.models.adapter_file import read_adapter
 from mrp.models.merge import merge, merge_command, reshard
 from mrp.models.merge_check import LARGEST_MEAN_KL, verify
@@ -451,3 +451,36 @@ def test_reshard_refuses_a_missing_or_cut_shard(tmp_path: Path) -> None:
         reshard(base, tmp_path / "out")
     assert "cut off" in str(caught.value) and second.name in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_rounding_of_large_weights_is_measured_on_a_sample_and_the_bytes_stay(
+    bases: dict[bool, Path], three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = merge(bases[True], three[0], tmp_path / "whole", probes=PROBES)["rounding"]
+    assert whole["measured_share"] == 1
+    monkeypatch.setattr(merge_numbers, "MEASURED_WHOLE", 0)
+    monkeypatch.setattr(merge_numbers, "SAMPLE_STEP", 2)
+    found = merge(bases[True], three[0], tmp_path / "sampled", probes=PROBES)["rounding"]
+    assert found["measured_share"] == pytest.approx(0.5)
+    for name in ("lost", "change_norm", "mean_difference", "mean_change"):
+        assert found[name] == pytest.approx(whole[name], rel=0.1) and found[name] != whole[name]
+    assert found["largest_difference"] <= whole["largest_difference"]
+    one, other = weights_of(tmp_path / "whole"), weights_of(tmp_path / "sampled")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_many_blocks_side_by_side_are_written_in_their_order(
+    bases: dict[bool, Path], three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(bases[True], three[0], tmp_path / "one", probes=PROBES)
+    monkeypatch.setattr(shards, "PIECE_BYTES", 4 * 32 * 3)  # three rows of 32 numbers
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        merge(bases[True], three[0], tmp_path / "many", probes=PROBES)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    one, other = weights_of(tmp_path / "one"), weights_of(tmp_path / "many")
+    for name, tensor in one.items():  # a product of other shape may sum in another order: at most one rounding apart
+        torch.testing.assert_close(tensor.float(), other[name].float(), atol=1e-6, rtol=2**-7)
