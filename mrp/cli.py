@@ -438,6 +438,18 @@ def new_key_command(
     return {"key": key}
 
 
+@command(app, "compare")
+def compare_command(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="Arms, seeds and the run they share.")],
+    report: Reporter,
+    threads: Annotated[int, typer.Option(min=1, help="Replies asked for at once.")] = 8,
+) -> Any:
+    """Train and measure several ways of one run, with several seeds, and compare them pair by pair."""
+    from mrp.evaluate.command import compare_command
+
+    return compare_command(experiment, report, threads)
+
+
 @command(card, "import")
 def card_import(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Cards: PNG or JSON.")],

@@ -102,6 +102,35 @@ def histogram(edges: Sequence[int], counts: Sequence[float], title: str, axis: s
 
 
 @_with_own_settings
+def curves(series: Mapping[str, Sequence[float]], title: str, axis: str, first: int = 0) -> Markup:
+    """A line for each series over steps `first`, `first` + 1 ...; its name stands at its end."""
+    values = [value for line in series.values() for value in line]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    chart, axes = _chart(190, [f"{high:.2f}"], title)
+    steps = max((len(line) for line in series.values()), default=1)
+    ends: list[tuple[float, str, str]] = []
+    for k, (name, line) in enumerate(series.items()):
+        colour = SERIES[k % len(SERIES)]
+        axes.plot(range(first, first + len(line)), line, color=colour, linewidth=1.6, marker="o", markersize=3)
+        if line:
+            ends.append((line[-1], _fit(name, 110), colour))
+    span = (high - low) or 1.0
+    place = -float("inf")
+    for value, name, colour in sorted(ends):  # names that would cover each other move up
+        place = max(value, place + span * 0.07)
+        axes.text(
+            first + steps - 1 + 0.04 * max(steps - 1, 1), place, name, color=colour, fontsize=FONT - 2, va="center"
+        )
+    axes.set_xlim(first - 0.05 * max(steps - 1, 1), first + steps - 1 + 0.42 * max(steps - 1, 1))
+    axes.set_ylim(low - span * 0.06, max(high, place) + span * 0.08)
+    axes.set_xticks(range(first, first + steps))
+    axes.set_xlabel(axis, color=_SOFT)
+    axes.locator_params(axis="y", nbins=5)
+    axes.grid(axis="y", color=_LINE, linewidth=0.7)
+    return _svg(chart, title)
+
+
+@_with_own_settings
 def heat_map(
     rows: Sequence[str],
     columns: Sequence[object],

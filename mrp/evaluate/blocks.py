@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from mrp.page import bullets, figure, figures, paragraph, side_by_side, subtitle, table, tiles
-from mrp.plots import heat_map
+from mrp.plots import curves, heat_map
 
 WIDE = 12  # characters up to which a confusion matrix stands in Markdown too
 
@@ -66,6 +66,15 @@ class Matrices:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Plots of lines over `axis`: (title, values of each line) each, with one caption; on the page alone."""
+
+    several: list[tuple[str, dict[str, list[float]]]]
+    axis: str
+    caption: str
+
+
+@dataclass(frozen=True)
 class Compared:
     """A question, and what several say to it: (who, text) each."""
 
@@ -73,7 +82,7 @@ class Compared:
     said: list[tuple[str, str]]
 
 
-Block = Text | Title | List | Table | Tiles | Matrices | Compared
+Block = Text | Title | List | Table | Tiles | Matrices | Curves | Compared
 
 
 def html(block: Block) -> Markup:
@@ -90,6 +99,9 @@ def html(block: Block) -> Markup:
         return tiles(block.values)
     if isinstance(block, Compared):
         return side_by_side(block.question, block.said)
+    if isinstance(block, Curves):
+        lines = [curves(series, title, block.axis) for title, series in block.several]
+        return figures([figure(plot, "") for plot in lines]) + paragraph(block.caption)
     plots = [heat_map(block.names, block.names, rows, title, block.axis, edges=False) for title, rows in block.several]
     return figures([figure(plot, "") for plot in plots]) + paragraph(block.caption)
 
@@ -108,7 +120,7 @@ def markdown(block: Block) -> list[str]:
         return [f"> {_cell(block.question)}", "", *(f"- **{who}**: {_cell(text)}" for who, text in block.said), ""]
     if isinstance(block, Tiles):
         return [*(f"- {label}: **{value}**" for label, value in block.values), ""]
-    if len(block.names) > WIDE:
+    if isinstance(block, Curves) or len(block.names) > WIDE:
         return []
     lines = []
     for title, rows in block.several:

@@ -1,4 +1,4 @@
-"""The command `mrp eval`: what it says before and after, and the command line that the report shows.
+"""The commands `mrp eval` and `mrp compare`: what they say, and the command line that the report shows.
 
 eval_command(Path("mrp.yaml"), {}, report, full=False, replies=0, ...)
 """
@@ -31,6 +31,22 @@ def eval_command(path: Path, flags: dict[str, str], report: Reporter, **options:
     report.line(f"report   {folder / 'report.html'}   ({duration_text(time.monotonic() - began)})")
     left_out = ("folder", "samples", "sides")  # long; they stand in results.json
     return {name: value for name, value in results.items() if name not in left_out} | {"paths": paths}
+
+
+def compare_command(path: Path, report: Reporter, threads: int) -> dict[str, Any]:
+    """Do what is missing of an experiment, and tell what was found."""
+    from mrp.evaluate.compare import compare
+    from mrp.evaluate.compare_report import conclusions
+
+    results = compare(path, shlex.join(["mrp", "compare", str(path)]), report, threads)
+    report.line()
+    for text in conclusions(results):
+        report.result(f"- {text}")
+    folder = Path(results["folder"])
+    report.line()
+    report.line(f"report   {folder / 'compare.html'}")
+    shown = {key: value for key, value in results.items() if key != "folder"}
+    return shown | {"paths": {kind: str((folder / f"compare.{kind}").resolve()) for kind in ("html", "md", "json")}}
 
 
 FILES = {"results": "results.json", "page": "report.html", "markdown": "report.md"}

@@ -56,9 +56,10 @@ def evaluate(
     seed: int = 0,
     threads: int = 8,
     command: str = "",
+    kept: Path | None = None,
     report: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Measure, write the report, and return the results.
+    """Measure, write the report, and return the results. `kept`: the folder of what models answered, if it is shared.
 
     Raises `InputError` where there is no run, no trained model, no held-out line, or one character alone.
     """
@@ -72,7 +73,7 @@ def evaluate(
     with folder_lock(run.folder):
         work = _Evaluation(run, flags or {}, counts_for(run.cast, full, replies, lines), seed, threads, report)
         work.languages = ["en", "zh"] if both_languages else [run.cast.language]
-        results = work.measure([part for part in PARTS if not only or part in only])
+        results = work.measure([part for part in PARTS if not only or part in only], kept or run.folder / FOLDER)
         results["command"] = command
         folder = run.folder / FOLDER
         write_json(folder / RESULTS, results)
@@ -133,8 +134,8 @@ class _Evaluation:
 
     # -- the whole ------------------------------------------------------------------------------------------------
 
-    def measure(self, parts: Sequence[str]) -> dict[str, Any]:
-        folder = self.run.folder / FOLDER
+    def measure(self, parts: Sequence[str], folder: Path) -> dict[str, Any]:
+        """All figures of `parts`; what models answer is kept in `folder`."""
         found: dict[str, Any] = {}
         with Kept(folder / "losses.jsonl") as losses, Kept(folder / "replies.jsonl") as replies:
             for side in self.sides:
@@ -298,7 +299,8 @@ class _Evaluation:
             "voice": voice_figures(self.voices, said, self.seed, self.real)
             | {"replies": voice_rows(self.voices, said)},
             "signature_rates": signature_rates(self.voices, said),
-            "swapped": swapped_figures(self.voices, pretended, [line.character for line, _ in told], self.seed),
+            "swapped": swapped_figures(self.voices, pretended, [line.character for line, _ in told], self.seed)
+            | {"replies": voice_rows(self.voices, pretended)},
             "generation": generation_figures(own, characters, units, real_words, self.seed),
         }
 

@@ -1,0 +1,121 @@
+"""`mrp compare`: arms of one file, trained where missing, resumed, compared in pairs; figures by hand; bad files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import fails, mrp
+from projects import write_project, write_yaml
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from mrp.errors import InputError
+from mrp.evaluate.compare import compare, read_experiment
+from mrp.evaluate.compare_report import compared, conclusions
+from mrp.files import read_json
+
+ARMS = {"shuffled": {}, "file order": {"data.order": "sequential"}}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """An experiment of two arms that is finished; not to be changed."""
+    home = tmp_path_factory.mktemp("experiment")
+    write_project(home, tiny_base, data={"held_out": 0.34})
+    write_yaml(home / "experiment.yaml", {"run": "mrp.yaml", "arms": ARMS, "replies": 2, "lines": 2})
+    compare(home / "experiment.yaml")
+    return home / "experiment.yaml"
+
+
+def test_each_arm_and_seed_has_its_results(experiment: Path) -> None:
+    folder = experiment.parent / "compare"
+    files = sorted(path.name for path in (folder / "results").iterdir())
+    assert files == ["file-order-seed-0.json", "shuffled-seed-0.json"]
+    one = read_json(folder / "results" / files[0])
+    assert one["arm"] == "file order" and one["options"] == ARMS["file order"] and one["cost"]["disk_bytes"] > 1000
+    results = read_json(folder / "compare.json")
+    assert list(results["arms"]) == ["prompt only", "shuffled", "file order"]
+    assert len(results["pairs"]) == 3 and all("loss" in pair for pair in results["pairs"])
+    assert results["arms"]["shuffled"]["loss"]["value"] < results["arms"]["prompt only"]["loss"]["value"]
+    for curve in results["curves"]["shuffled"].values():
+        assert len(curve) == 2  # before, and after its one epoch
+    page = (folder / "compare.html").read_text(encoding="utf-8")
+    assert "<svg" in page and "<script" not in page and "file order" in page
+    assert "| shuffled |" in (folder / "compare.md").read_text(encoding="utf-8")
+
+
+def test_what_is_done_is_skipped_and_what_is_missing_is_done(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(shutil.copytree(experiment.parent, tmp_path / "moved"))
+    shutil.rmtree(home / "compare" / "runs" / "shuffled" / "seed-0" / "eval")
+    monkeypatch.setattr("mrp.train.loop.Training.run_all", None)
+    monkeypatch.setattr("mrp.play.engine.TransformersEngine.stream", None)
+    done = mrp("compare", home / "experiment.yaml", "--json")
+    assert done.code == 0, done.err
+    assert done.json["arms"] == read_json(experiment.parent / "compare" / "compare.json")["arms"]
+    assert Path(done.json["paths"]["html"]).is_file()
+    monkeypatch.undo()
+    shutil.rmtree(home / "compare" / "runs" / "file-order")  # trained anew, to the same figures
+    compare(home / "experiment.yaml")
+    after = read_json(home / "compare" / "compare.json")
+    assert after["arms"] == read_json(experiment.parent / "compare" / "compare.json")["arms"]
+
+
+def test_every_fault_of_a_file_is_told_before_anything_is_trained(tmp_path: Path, tiny_base: Path) -> None:
+    write_project(tmp_path, tiny_base)
+    path = tmp_path / "experiment.yaml"
+    arms: dict[str, Any] = {"a": {"data.ordr": "shuffled"}, "b": {"train.epochs": 0}, "c": {"seed": 3}, "../d": {}}
+    write_yaml(path, {"run": "mrp.yaml", "arms": arms})
+    done = mrp("compare", path)
+    fails(done, 2, "data.order", "train.epochs", "belongs to the experiment", "'../d' cannot name", "experiment.yaml:")
+    assert not (tmp_path / "compare" / "runs").exists()
+    write_yaml(path, {"run": "mrp.yaml", "arms": {"a": {}, "A": {}}})
+    with pytest.raises(InputError, match="cannot name a folder of its own"):
+        read_experiment(path)
+    write_yaml(path, {"run": "mrp.yaml", "arms": {"a": {}}, "parts": ["voices"]})
+    fails(mrp("compare", path), 2, "did you mean 'voice'?")
+    fails(mrp("compare", tmp_path / "none.yaml"), 2, "none.yaml")
+
+
+def trial(arm: str, seed: int, losses: dict[str, float], right: float) -> dict[str, Any]:
+    lines = [[f"l{k}", f"s{k}", who, 2, 2 * loss, 0.1, right] for k, (who, loss) in enumerate(losses.items())]
+    own = {"identity": {"lines": lines}, "voice": {"replies": [["s0", "a", right, right, 0.0]]}}
+    measures = {
+        "held_out_loss": {"a": {"before": 4.0, "after": 3.0}},
+        "epochs": [{"held_out_loss": {"a": 3.0 + seed}}, {"held_out_loss": {"a": 3.5 + seed}}],
+    }
+    cost = {"seconds": 10.0 + seed, "tokens": 100, "disk_bytes": 5, "peak_gib": None, "device": "cpu"}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "sides": {"tuned": own, "base": {}},
+        "measures": measures,
+        "cost": cost,
+        "options": {},
+        "characters": [{"id": "a", "name": "Ann"}],
+        "data": {"fingerprint": "f"},
+        "versions": {},
+    }
+
+
+def test_arms_meet_on_the_same_lines_and_seeds() -> None:
+    trials = [
+        *(trial("x", seed, {"a": 3.0, "b": 5.0}, 1.0) for seed in (0, 1)),
+        *(trial("y", seed, {"a": 2.5, "b": 4.5, "c": 9.0}, 0.0) for seed in (0, 1)),
+    ]
+    results = compared(trials, [0, 1])
+    assert results["arms"]["x"]["loss"]["value"] == 4.0 and results["arms"]["x"]["loss"]["n"] == 4
+    assert results["arms"]["x"]["loss"]["units"] == 2  # scenes; a second seed is no second scene
+    (pair,) = [p for p in results["pairs"] if p["arms"] == ["x", "y"]]
+    assert pair["loss"]["value"] == pair["loss"]["low"] == 0.5 and pair["loss"]["n"] == 4  # c is x's nowhere
+    assert pair["accuracy"]["value"] == 1
+    assert results["curves"]["x"] == {"a": [4.0, 3.5, 4.0]}
+    assert results["costs"]["y"]["seconds"] == 10.5
+    found = " ".join(conclusions(results))
+    assert "x is best with 100 %" in found and "surely better than y" in found
