@@ -378,6 +378,8 @@ def eval_command(
     counts = {"full": full, "replies": replies, "lines": lines, "only": only or ()}
     more = {"both_languages": both_languages, "seed": seed, "threads": threads}
     return eval_command(run, settings_given(set_), report, **counts, **more)
+
+
 @command(app, "serve")
 def serve_command(
     report: Reporter,

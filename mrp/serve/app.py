@@ -18,9 +18,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from mrp import __version__
-from mrp.cast import Cast
+from mrp.cast import PLAIN, Cast
 from mrp.errors import MrpError
-from mrp.play.conversation import PLAIN
 from mrp.play.reply import Player
 from mrp.serve import completions, native, responses, scenes
 from mrp.serve.errors import ApiError, ErrorAnswer, answer_error
