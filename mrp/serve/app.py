@@ -25,6 +25,8 @@ from mrp.serve import completions, native, responses, scenes
 from mrp.serve.errors import ApiError, ErrorAnswer, answer_error
 from mrp.serve.gate import Gate
 from mrp.serve.keys import Keys
+from mrp.serve.page_files import OPEN as PAGE
+from mrp.serve.page_files import add_page
 from mrp.serve.schemas import Model, ModelList
 from mrp.serve.service import ServeOptions, Service
 from mrp.serve.turns import AUTO, find_room
@@ -72,7 +74,8 @@ def build_app(player: Player, options: ServeOptions, keys: Keys) -> FastAPI:
         app.include_router(module.router(service, REFUSALS))
     _add_models(app, service)
     _add_health(app, service)
-    paths = {str(path) for path in app.openapi()["paths"]} | {"/openapi.json"}
+    add_page(app)
+    paths = {str(path) for path in app.openapi()["paths"]} | {"/openapi.json", *PAGE}
     app.add_middleware(Gate, options=options.gate, keys=keys, metrics=service.metrics, paths=paths)
     return app
 

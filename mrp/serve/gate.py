@@ -25,9 +25,10 @@ from mrp.serve.errors import ApiError
 from mrp.serve.keys import Keys
 from mrp.serve.limits import Rates
 from mrp.serve.metrics import Metrics
+from mrp.serve.page_files import OPEN as PAGE
 
 LOG = logging.getLogger("mrp.serve")
-OPEN = ("/health", "/ready", "/openapi.json")  # need no key
+OPEN = ("/health", "/ready", "/openapi.json", *PAGE)  # need no key
 BODY_S = 30.0  # to send a request's body
 
 

@@ -14,10 +14,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mrp.cast import OTHER, Cast, Character
+from mrp.cast import OTHER, PLAIN, Cast, Character
 from mrp.data.view import NAME_MARK
 from mrp.errors import nearest
-from mrp.play.conversation import PLAIN, Conversation
+from mrp.play.conversation import Conversation
 from mrp.play.reply import NOT_TEXT, Player
 from mrp.serve.choose import Choice, choose_character, next_in_scene
 from mrp.serve.errors import ApiError

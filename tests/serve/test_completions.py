@@ -379,7 +379,7 @@ def test_models_are_the_characters_auto_and_scenes() -> None:
 def test_a_model_without_a_cast_is_one_model() -> None:
     player = scripted(None, "Hello.")
     with serving(player) as server:
-        assert [row["id"] for row in httpx.get(f"{server.url}/v1/models").json()["data"]] == ["model"]
-        ask(server, model="model", messages=[message("system", "Be brief."), HELLO])
+        assert [row["id"] for row in httpx.get(f"{server.url}/v1/models").json()["data"]] == ["plain"]
+        ask(server, model="plain", messages=[message("system", "Be brief."), HELLO])
         ask(server, 404, model="auto")
     assert said(player) == "[system\nBe brief.][user\nWho are you?][assistant\n"
