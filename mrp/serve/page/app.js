@@ -202,12 +202,12 @@ function drawInfo() {
   if ($("info").hidden) return;
   const chosen = chat ? chat.cast.map(character).filter(Boolean) : people.characters;
   const parts = chosen.map((one) => {
-    const box = element("section", "", element("h3", "", face(one.name), one.name));
+    const box = element("section", "", element("h2", "", face(one.name), one.name));
     if (one.aliases?.length) box.append(element("p", "", `${word("aliases")}: ${one.aliases.join(", ")}`));
-    box.append(element("h2", "", word("persona")), element("p", "", one.persona || word("noPersona")));
+    box.append(element("h3", "", word("persona")), element("p", "", one.persona || word("noPersona")));
     if (one.lore?.length) {
       const list = element("dl", "", ...one.lore.flatMap((entry) => [element("dt", "", (entry.keys ?? []).join(", ")), element("dd", "", entry.text)]));
-      box.append(element("h2", "", word("lore")), list);
+      box.append(element("h3", "", word("lore")), list);
     }
     return box;
   });
