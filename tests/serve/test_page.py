@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="only on machines with 
 NAMELESS = """[...document.querySelectorAll('button,textarea,input,nav,aside')]
     .filter(node => node.checkVisibility() && !node.textContent.trim() && !node.getAttribute('aria-label'))
     .map(node => node.id || node.className)"""
+sync_api.expect.set_options(timeout=20_000)  # for slow machines
 DESKTOP, PHONE = (1280, 800), (390, 780)
 
 
@@ -48,7 +49,7 @@ def page_of(browser: Any, server: Running, size: tuple[int, int] = DESKTOP, **op
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
     page.on("request", lambda request: asked.append(request.url))
-    page.set_default_timeout(8000)
+    page.set_default_timeout(20_000)
     page.goto(server.url)
     page.wait_for_selector("#cast li", state="attached")
     yield page
