@@ -12,20 +12,24 @@ from scripted import CAST, scripted
 from serving import Running, echoing, serving
 
 from mrp.serve.gate import GateOptions
+from mrp.serve.responses import REFUSED as RESPONSES_REFUSED
+from mrp.serve.responses import ResponsesRequest
 from mrp.serve.schemas import REFUSED, ChatRequest
 from mrp.serve.service import ServeOptions
 
-OPENAIS_FIELDS = (  # of a request to /v1/chat/completions, as the official client (3.54) types them
-    "messages model audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens "
-    "max_tokens metadata modalities n parallel_tool_calls prediction presence_penalty reasoning_effort response_format "
-    "seed service_tier stop store stream stream_options temperature tool_choice tools top_logprobs top_p user "
-    "verbosity web_search_options"
-)
-
 
 def test_each_of_openais_fields_is_honoured_or_refused_by_name() -> None:
-    for field in OPENAIS_FIELDS.split():
-        assert (field in ChatRequest.model_fields) != (field in REFUSED), field
+    pytest.importorskip("openai", reason="needs the package openai")
+    from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+    from openai.types.responses.response_create_params import ResponseCreateParamsBase
+
+    for fields, request, refused in (
+        (CompletionCreateParamsBase.__annotations__, ChatRequest, REFUSED),
+        (ResponseCreateParamsBase.__annotations__, ResponsesRequest, RESPONSES_REFUSED),
+    ):
+        known = set(request.model_fields) | set(refused)
+        assert not set(fields) - known
+        assert not set(request.model_fields) & set(refused)
 
 
 def test_every_operation_is_documented() -> None:
