@@ -393,7 +393,9 @@ def serve_command(
     ] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="A host name that the server is called by.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, or openai (a server behind).")] = "transformers",
-    base_url: Annotated[str | None, typer.Option(help="The server behind, such as http://HOST:8000/v1.")] = None,
+    base_url: Annotated[
+        list[str] | None, typer.Option(help="The server behind, such as http://HOST:8000/v1; several share the work.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model's name there; else its first.")] = None,
     max_running: Annotated[int, typer.Option(min=1, help="Replies at once.")] = 8,
     max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused.")] = 64,
@@ -415,7 +417,7 @@ def serve_command(
         allow_system=allow_system,
         allow_host=tuple(allow_host or ()),
         engine=engine,
-        base_url=base_url,
+        base_urls=tuple(base_url or ()),
         model=model,
         max_running=max_running,
         max_waiting=max_waiting,

@@ -53,6 +53,13 @@ class LLM:
         """The bodies that came to `path` for a stream."""
         return [body for at, body in self.bodies if at == path and body.get("stream")]
 
+    def next_reply(self, body: dict[str, Any]) -> str:
+        del body
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+
+    def next_fault(self) -> Fault | None:
+        return self.faults.pop(0) if self.faults else None
+
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def get(self, to: BaseHTTPRequestHandler) -> None:
@@ -96,8 +103,7 @@ class LLM:
 
     def stream(self, to: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         with self.lock:
-            reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-            fault = self.faults.pop(0) if self.faults else None
+            reply, fault = self.next_reply(body), self.next_fault()
         to.send_response(200)
         to.send_header("Content-Type", "text/event-stream")
         to.send_header("Transfer-Encoding", "chunked")
@@ -167,9 +173,9 @@ def answer(to: BaseHTTPRequestHandler, status: int, value: Any, headers: dict[st
 
 
 @contextmanager
-def llm(**traits: Any) -> Iterator[LLM]:
+def llm(of: type[LLM] = LLM, **traits: Any) -> Iterator[LLM]:
     """A server for the length of the block."""
-    server = LLM(**traits)
+    server = of(**traits)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -99,6 +99,10 @@ class OpenAIEngine:
             stream.cancel()
         self.wire.close()
 
+    def check(self) -> None:
+        """Raise `RemoteError` unless the server answers now; it is asked once."""
+        self.wire.ask("GET", "/v1/models", retries=0)
+
     # -- what the server is and can ---------------------------------------------------------------------------------
 
     def models(self) -> list[str]:

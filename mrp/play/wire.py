@@ -68,9 +68,9 @@ class Wire:
             fix = "for example --base-url http://127.0.0.1:8000/v1"
             raise InputError(f"{base_url!r} is no address of a server: {error}", "--base-url", fix) from None
 
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
+    def ask(self, method: str, path: str, body: Any = None, retries: int | None = None) -> Any:
         """The JSON that the server answers; raises `RemoteError` with its status otherwise."""
-        response = self._open(self.http.build_request(method, path, json=body), self.http, self.closed)
+        response = self._open(self.http.build_request(method, path, json=body), self.http, self.closed, retries)
         try:
             return json.loads(self._whole(response))
         except ValueError:
@@ -96,10 +96,12 @@ class Wire:
 
     # -- one request --------------------------------------------------------------------------------------------------
 
-    def _open(self, request: httpx.Request, client: httpx.Client, stop: threading.Event) -> httpx.Response:
-        path = request.url.path
-        for attempt in range(self.retries + 1):
-            last = attempt == self.retries
+    def _open(
+        self, request: httpx.Request, client: httpx.Client, stop: threading.Event, retries: int | None = None
+    ) -> httpx.Response:
+        path, retries = request.url.path, self.retries if retries is None else retries
+        for attempt in range(retries + 1):
+            last = attempt == retries
             try:
                 response = client.send(request, stream=True)
             except NO_ANSWER as error:

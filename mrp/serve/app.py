@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from mrp import __version__
@@ -152,8 +152,9 @@ def _add_health(app: FastAPI, service: Service) -> None:
             raise ApiError(503, "the queue is full", code="not_ready", retry_s=service.slots.retry_s())
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", tags=["Operation"], response_class=PlainTextResponse, responses=REFUSALS)
-    async def metrics(request: Request) -> Response:
+    page: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", tags=["Operation"], response_class=Response, responses={**REFUSALS, **page})
+    async def metrics() -> Response:
         """For Prometheus."""
-        del request
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")

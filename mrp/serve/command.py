@@ -36,7 +36,7 @@ class ServeFlags:
     allow_system: bool = False
     allow_host: tuple[str, ...] = ()
     engine: str = "transformers"
-    base_url: str | None = None
+    base_urls: tuple[str, ...] = ()
     model: str | None = None
     max_running: int = 8
     max_waiting: int = 64
@@ -107,21 +107,23 @@ def open_engine(
     if flags.engine not in ENGINES:
         raise InputError(f"no engine {flags.engine!r}", "--engine", f"one of: {', '.join(ENGINES)}")
     if flags.engine == "transformers":
-        if flags.base_url is not None or flags.model is not None:
+        if flags.base_urls or flags.model is not None:
             raise InputError("--base-url and --model go with another engine", "--engine", "add --engine openai")
         from mrp.play.open import open_player
 
         return open_player(run, base=base, cast=cast, flags=settings)
-    if flags.base_url is None:
+    if not flags.base_urls:
         fix = "for example --base-url http://127.0.0.1:8000/v1"
         raise InputError("the engine openai needs the address of a server", "--base-url", fix)
     if base is not None:
         raise InputError("--base goes with the engine transformers", "--base", "leave it out")
+    from mrp.play.failover import FailoverEngine
     from mrp.play.remote import OpenAIEngine
     from mrp.play.remote_player import remote_player
 
-    engine = OpenAIEngine(flags.base_url, flags.model, api_key=os.environ.get("MRP_UPSTREAM_KEY"), warn=report.warn)
-    return remote_player(run, engine, cast=cast, flags=settings)
+    key = os.environ.get("MRP_UPSTREAM_KEY")
+    engines = [OpenAIEngine(url, flags.model, api_key=key, warn=report.warn) for url in flags.base_urls]
+    return remote_player(run, FailoverEngine(engines), cast=cast, flags=settings)
 
 
 def check_exposure(host: str, has_keys: bool, insecure: bool) -> None:

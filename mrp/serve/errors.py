@@ -41,13 +41,16 @@ class ApiError(HTTPException):
     ) -> None:
         super().__init__(status, message)  # FastAPI lets no other exception through where it reads a body
         self.status, self.message, self.param, self.code, self.retry_s = status, message, param, code, retry_s
+        self.more_headers: dict[str, str] = {}
 
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(self.retry_s)} if self.retry_s is not None else {}
+        headers = dict(self.more_headers)
+        if self.retry_s is not None:
+            headers["Retry-After"] = str(self.retry_s)
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
@@ -68,7 +71,9 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, RequestValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), code="http_error")
+        told = ApiError(error.status_code, str(error.detail), code="http_error")
+        told.more_headers = dict(error.headers or {})  # such as Allow
+        return told
     return ApiError(500, "a fault of this server; its log says more", code="internal_error")
 
 

@@ -22,9 +22,11 @@ from mrp.serve.schemas import (
     MAX_MESSAGES,
     MESSAGE_REFUSED,
     NO_TOOLS,
+    SERVICE_ONLY,
     TEXT_ONLY,
     ChatMessage,
     ChatRequest,
+    Refusals,
     Said,
     Strict,
     TextPart,
@@ -33,7 +35,13 @@ from mrp.serve.schemas import (
 from mrp.serve.service import Service, user_hash
 
 NO_STATE = "this server keeps no responses; send the whole conversation as `input`"
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED: Refusals = {
+    **SERVICE_ONLY,
+    "stream_options": (({"include_obfuscation": False},), "this server adds nothing to a stream"),
+    "context_management": ((), "old messages are dropped whole where the context is full"),
+    "background_options": ((), NO_STATE),
+    "access_programs": ((), NO_TOOLS),
+    "image": ((), TEXT_ONLY),
     "tools": ((), NO_TOOLS),
     "tool_choice": (("none", "auto"), NO_TOOLS),
     "parallel_tool_calls": ((True, False), NO_TOOLS),

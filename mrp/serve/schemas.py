@@ -21,8 +21,16 @@ MAX_STOPS = 16
 NO_TOOLS = "characters talk and call no tools"
 TEXT_ONLY = "characters answer with text alone"
 NOTHING: tuple[Any, ...] = (None, [], {}, "")
+Refusals = dict[str, tuple[tuple[Any, ...], str]]
+SERVICE_ONLY: Refusals = {  # what OpenAI's own service does around a model
+    "safety_identifier": ((), "use `user`"),
+    "moderation": ((), "replies are not moderated here"),
+    "prompt_cache_key": ((), "prompts that begin alike share their cache by themselves"),
+    "prompt_cache_retention": ((), "how long prompts are cached is not up to a request"),
+    "prompt_cache_options": ((), "how prompts are cached is not up to a request"),
+}
 # Of a field that is refused: the values that ask for nothing, and the reason for the others.
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED: Refusals = {
     "tools": ((), NO_TOOLS),
     "tool_choice": (("none", "auto"), NO_TOOLS),
     "parallel_tool_calls": ((True, False), NO_TOOLS),
@@ -39,6 +47,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "store": ((False,), "this server keeps no conversations"),
     "metadata": ((), "this server keeps no conversations"),
     "service_tier": (("auto", "default"), "there is one tier"),
+    **SERVICE_ONLY,
     "top_k": ((0, -1), "use top_p"),
     "min_p": ((0,), "use top_p"),
     "top_a": ((0,), "use top_p"),
@@ -47,7 +56,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "echo": ((False,), "the prompt is not given back"),
     "suffix": ((), "text is not filled in"),
 }
-MESSAGE_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+MESSAGE_REFUSED: Refusals = {
     "tool_calls": ((), NO_TOOLS),
     "tool_call_id": ((), NO_TOOLS),
     "function_call": ((), NO_TOOLS),
