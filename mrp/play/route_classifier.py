@@ -55,7 +55,7 @@ def prompts_of(samples: Iterable[Sample]) -> list[Prompt]:
         said = ""  # by others since the character's last line
         for turn, learnt in zip(sample.turns, sample.loss, strict=True):
             if turn.speaker != sample.character:
-                said = said if turn.enters else turn.text
+                said = turn.text or said
                 continue
             if learnt and said:
                 prompts.append(Prompt(last_line(said), sample.character, sample.id))
