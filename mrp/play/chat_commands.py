@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +38,10 @@ def run_command(chat: TerminalChat, line: str) -> None:
 
 
 def show_help(chat: TerminalChat, _: str) -> None:
-    for text, _function in COMMANDS.values():
-        chat.out.line(text)
+    screen = chat.out.out
+    for text, _function in COMMANDS.values():  # a narrow terminal would cut words in two
+        narrow = screen.is_terminal and screen.width < len(text)
+        chat.out.line(textwrap.fill(text, max(screen.width, 30), subsequent_indent=" " * 13) if narrow else text)
 
 
 def switch(chat: TerminalChat, name: str) -> None:

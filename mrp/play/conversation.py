@@ -5,7 +5,7 @@
     for piece in chat.reply("wukong"): print(piece, end="")
 
 The prompt of a reply comes from the same view and renderer as the training samples. `extra` is the one place where
-more (lore, memory) enters a prompt: late, before the last message, so that what a cache holds of the prompt stays true.
+more (lore, memory) enters a prompt: last, behind what was said, so that all before it is the same in the next prompt.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Conversation:
 
     def last_said(self, speaker: str) -> int | None:
         """The place of the speaker's last line among the turns, None if there is none."""
-        places = [k for k, turn in enumerate(self.turns) if turn.speaker == speaker and not turn.enters]
+        places = [k for k, turn in enumerate(self.turns) if turn.speaker == speaker and turn.text]
         return places[-1] if places else None
 
     def scene(self, scene_id: str) -> Scene:
@@ -132,7 +132,7 @@ class Conversation:
         texts = {
             "the persona": messages[0].text if messages and messages[0].role == SYSTEM else "",
             "the lore": extra,
-            "the last message": last.text.removeprefix(extra) if extra else last.text,
+            "the last message": last.text.removesuffix(f"[{extra}]"),
         }
         counts = {what: len(self.player.template.plain.ids(text)) for what, text in texts.items() if text.strip()}
         if not counts:
@@ -144,11 +144,14 @@ class Conversation:
 
 
 def with_extra(messages: Sequence[Message], extra: str, opening: str = "") -> list[Message]:
-    """`messages` with `extra` before the last one; a message of its own where that is no user message."""
-    if not extra:
+    """`messages` with `extra` in brackets behind the last one, as a note in what the user says.
+
+    Where nothing was said it stands behind `opening`. Where the character goes on with its own line there is no place
+    for it: the note is left out.
+    """
+    if not extra or (messages and messages[-1].role == ASSISTANT):
         return list(messages)
-    *before, last = messages or [Message(USER, opening)]
-    if last.role == USER:
-        return [*before, Message(USER, f"{extra}\n\n{last.text}".strip())]
-    begun = last.role == ASSISTANT
-    return [*before, last, Message(USER, extra if begun else f"{extra}\n\n{opening}".strip())]
+    head, last = list(messages), Message(USER, opening)
+    if head and head[-1].role == USER:
+        last = head.pop()
+    return [*head, Message(USER, f"{last.text}\n\n[{extra}]".strip())]

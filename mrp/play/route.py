@@ -4,7 +4,7 @@
     router.route("Pigsy, any buns left?", current="wukong")    # Route("bajie", 1.0, "'pigsy' is called at ...", {...})
 
 First who is named (`route_names.py`); else how likely each is (`route_classifier.py`, or the model itself,
-`route_model.py`). Whoever answers now stays unless another is `TIMES_LIKELIER`. The classifier lies in the run
+`route_model.py`). Whoever answers now stays unless another is clearly likelier. The classifier lies in the run
 folder as `router.safetensors`; it is made by `mrp run`, or at the first use, and made anew when the data has changed.
 """
 
@@ -36,7 +36,9 @@ from mrp.play.route_names import addressed
 By = Literal["auto", "names", "classifier", "model"]
 WAYS = ("auto", "names", "classifier", "model")
 CLASSIFIER = "router.safetensors"
-TIMES_LIKELIER = 6.0  # that another must be than the one who answers now, to take over (docs/route.md)
+# To take over, another must be twice as likely as who answers now, and its odds three times the usual (docs/route.md).
+TIMES_LIKELIER = 2.0
+TIMES_USUAL_ODDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -84,29 +86,32 @@ class Router:
             return Route(allowed[0], 1.0, "nobody else is there", {allowed[0]: 1.0})
         if not text.strip():
             by = "names"
-        scores, way = self._scores(text, allowed, by)
+        scores, usual, way = self._scores(text, allowed, by)
         best = max(allowed, key=scores.__getitem__)
-        if current is not None and scores[best] < TIMES_LIKELIER * scores[current]:
+        if current is not None and best != current and not _takes_over(scores[best], scores[current], usual[best]):
+            best = current
+        if current is not None and best == current:
             why = f"nobody else is clearly likelier ({way})" if way else "nobody is named"
             return Route(current, scores[current], f"{self._name(current)} answers on: {why}", scores)
         if not way:
             return Route(allowed[0], scores[allowed[0]], "nobody is named, and this one comes first", scores)
         return Route(best, scores[best], self._reason(text, best, way), scores)
 
-    def _scores(self, text: str, allowed: Sequence[str], by: By) -> tuple[dict[str, float], str]:
-        """The share of each, and the way that told it ("" for none)."""
+    def _scores(self, text: str, allowed: Sequence[str], by: By) -> tuple[dict[str, float], dict[str, float], str]:
+        """The share of each, the usual shares, and the way that told them ("" for none)."""
+        even = dict.fromkeys(allowed, 1 / len(allowed))
         if by == "classifier" and self.classifier is None:
             raise InputError("this run has no classifier for the router", "--by", "`--by model`, or `mrp run` with it")
         if by == "model" and self.scorer is None:
             raise InputError("the model is not loaded for the router", "--by", "`--by classifier`")
         if self.classifier is not None and by in ("auto", "classifier"):
-            found = self.classifier.probabilities(text)
-            total = sum(found.get(c, 0.0) for c in allowed)
-            if total > 0:
-                return {c: found.get(c, 0.0) / total for c in allowed}, "classifier"
+            known = self.classifier.usual_shares()
+            if any(c in known for c in allowed):
+                found = self.classifier.probabilities(text)
+                return _among(found, allowed), _among(known, allowed), "classifier"
         if self.scorer is not None and by == "model":
-            return self.scorer.probabilities(text, allowed), "model"
-        return dict.fromkeys(allowed, 1 / len(allowed)), ""
+            return self.scorer.probabilities(text, allowed), even, "model"
+        return even, even, ""
 
     def _reason(self, text: str, best: str, way: str) -> str:
         if way == "model":
@@ -117,6 +122,17 @@ class Router:
 
     def _name(self, character: str) -> str:
         return self.cast.display_name(character)
+
+
+def _among(shares: dict[str, float], allowed: Sequence[str]) -> dict[str, float]:
+    """The shares of `allowed` alone; they sum to 1."""
+    total = sum(shares.get(c, 0.0) for c in allowed)
+    return {c: shares.get(c, 0.0) / total for c in allowed}
+
+
+def _takes_over(best: float, current: float, usual: float) -> bool:
+    odds = best / max(1 - best, 1e-9)
+    return best >= TIMES_LIKELIER * current and odds >= TIMES_USUAL_ODDS * usual / max(1 - usual, 1e-9)
 
 
 def open_router(run: Run | None, cast: Cast, player: Player | None = None) -> Router:

@@ -31,7 +31,8 @@ MAX_CHARACTERS = 4000  # of a message that are looked at, the last ones: the que
 SEEN_AT_LEAST = 2  # messages in which a feature must occur
 STRENGTH = 3.0  # inverse of the L2 penalty (scikit-learn's C), see docs/route.md
 TOLD_TIMES = 3  # that what the cast tells of a character counts, where a prompt counts once
-FORMAT = "1"
+FORMAT = "2"
+TENSORS = ("idf", "weights", "bias", "usual")
 
 
 class Prompt(NamedTuple):
@@ -54,7 +55,7 @@ def prompts_of(samples: Iterable[Sample]) -> list[Prompt]:
         said = ""  # by others since the character's last line
         for turn, learnt in zip(sample.turns, sample.loss, strict=True):
             if turn.speaker != sample.character:
-                said = said if turn.enters else turn.text
+                said = turn.text or said
                 continue
             if learnt and said:
                 prompts.append(Prompt(last_line(said), sample.character, sample.id))
@@ -110,6 +111,7 @@ class Classifier:
     idf: np.ndarray[Any, Any]  # (F,)
     weights: np.ndarray[Any, Any]  # (C, F)
     bias: np.ndarray[Any, Any]  # (C,)
+    usual: np.ndarray[Any, Any]  # (C,): how often each is asked at all
     made_from: str  # hash of the training set
 
     def probabilities(self, text: str) -> dict[str, float]:
@@ -118,6 +120,10 @@ class Classifier:
         logits = (self.weights[:, columns] @ values + self.bias).astype(np.float64)
         shares = np.exp(logits - logits.max())
         return dict(zip(self.characters, (shares / shares.sum()).tolist(), strict=True))
+
+    def usual_shares(self) -> dict[str, float]:
+        """How often each character is asked, whatever is said."""
+        return dict(zip(self.characters, self.usual.tolist(), strict=True))
 
     def evidence(self, text: str, character: str, count: int = 3) -> list[str]:
         """Words (of Chinese: 2 or 3 characters) of `text` that speak most for `character`, the strongest first."""
@@ -167,6 +173,7 @@ def train_classifier(prompts: Sequence[Prompt], made_from: str = "") -> Classifi
         tfidf.idf_.astype(single),
         weights.astype(single),
         bias.astype(single),
+        np.array([labels.count(str(c)) / len(labels) for c in model.classes_], single),
         made_from,
     )
 
@@ -178,7 +185,7 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
     names = sorted(classifier.features, key=classifier.features.__getitem__)
     about = {"format": FORMAT, "characters": classifier.characters, "features": names, "data": classifier.made_from}
     header = {"about": json.dumps(about, ensure_ascii=False)}  # one key: the order of several would change by run
-    tensors = {name: np.ascontiguousarray(getattr(classifier, name)) for name in ("idf", "weights", "bias")}
+    tensors = {name: np.ascontiguousarray(getattr(classifier, name)) for name in TENSORS}
     with replacing_binary(path) as file:
         file.write(save(tensors, metadata=header))
 
@@ -190,12 +197,12 @@ def load_classifier(path: Path) -> Classifier:
     try:
         with safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})["about"])
-            idf, weights, bias = (file.get_tensor(name) for name in ("idf", "weights", "bias"))
+            idf, weights, bias, usual = (file.get_tensor(name) for name in TENSORS)
         features = {name: at for at, name in enumerate(header["features"])}
-        classifier = Classifier(header["characters"], features, idf, weights, bias, header["data"])
-        shapes = (idf.shape, weights.shape, bias.shape)
+        classifier = Classifier(header["characters"], features, idf, weights, bias, usual, header["data"])
+        shapes = (idf.shape, weights.shape, bias.shape, usual.shape)
         count, width = len(classifier.characters), len(features)
-        if header["format"] != FORMAT or shapes != ((width,), (count, width), (count,)):
+        if header["format"] != FORMAT or shapes != ((width,), (count, width), (count,), (count,)):
             raise ValueError("names and numbers do not belong together")
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"not a router's classifier: {error}", str(path), "delete it; it is made anew") from None

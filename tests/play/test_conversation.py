@@ -252,15 +252,15 @@ def test_a_casts_scenario_stands_below_the_persona() -> None:
 # -- what is told beside, and what has no room ---------------------------------------------------------------------
 
 
-def test_extra_text_stands_before_the_last_message_and_is_never_dropped() -> None:
+def test_extra_text_stands_behind_the_last_message_and_is_never_dropped() -> None:
     player = scripted(CAST, *["Aye."] * 9, context_tokens=220, max_new_tokens=20)
-    told = lambda character, turns: f"[{character} knows: {turns[-1].text if turns else ''} is a lie.]"  # noqa: E731
+    told = lambda character, turns: f"{character} knows: {turns[-1].text if turns else ''} is a lie."  # noqa: E731
     chat = Conversation(player, ["wukong"], extra=told)
     for number in range(9):
         chat.say(f"Line {number} is here.")
         list(chat.reply("wukong"))
         assert asked(prompt_text(player)).endswith(
-            f"[user\n[wukong knows: Line {number} is here. is a lie.]\n\nLine {number} is here.][assistant\n"
+            f"[user\nLine {number} is here.\n\n[wukong knows: Line {number} is here. is a lie.]][assistant\n"
         )
         assert "proud and quick" in prompt_text(player)
     assert chat.dropped and prompt_text(player).count("knows") == 1
@@ -268,14 +268,14 @@ def test_extra_text_stands_before_the_last_message_and_is_never_dropped() -> Non
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=str)
-@pytest.mark.parametrize("lines", [[], ["wukong"], [OTHER], [OTHER, "wukong"]])
-def test_extra_text_reaches_the_model_whoever_spoke_last(shape: Shape, lines: list[str]) -> None:
+@pytest.mark.parametrize(("lines", "told"), [([], 1), (["wukong"], 0), ([OTHER], 1), ([OTHER, "wukong"], 0)])
+def test_extra_text_reaches_the_model_unless_a_line_goes_on(shape: Shape, lines: list[str], told: int) -> None:
     template = ChatTemplate(shape.tokenizer())
     chat = Conversation(scripted(CAST, template=template), ["wukong"], extra=lambda *_: "Rain falls.")
     for number, who in enumerate(lines):
         chat.say(f"Line {number}.", who)
     text = template.tokenizer.decode(chat.prompt("wukong"))
-    assert text.count("Rain falls.") == 1 and all(f"Line {n}." in text for n in range(len(lines)))
+    assert text.count("[Rain falls.]") == told and all(f"Line {n}." in text for n in range(len(lines)))
 
 
 @pytest.mark.parametrize(
