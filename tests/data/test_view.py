@@ -179,10 +179,9 @@ def test_what_play_shows_is_a_prefix_of_what_training_saw(turns: list[Turn], hea
         part, whole = shown[-1], trained[len(shown) - 1]
         assert part.role == whole.role
         assert whole.text.startswith(part.text)
-        if turn.is_line:
-            if own[k] and part.role != "assistant":  # here the character speaks next
-                assert shown == trained[: len(shown)]
-                assert trained[len(shown)].role == "assistant"
+        if turn.is_line and own[k] and part.role != "assistant":  # here the character speaks next
+            assert shown == trained[: len(shown)]
+            assert trained[len(shown)].role == "assistant"
 
 
 @given(turns=turns_in, head=heads)
