@@ -454,6 +454,39 @@ def compare_command(
     return compare_command(experiment, report, threads)
 
 
+@command(app, "scene")
+def scene_command(
+    report: Reporter,
+    run: Annotated[Path, typer.Argument(help="A run, or a model folder.", show_default=False)] = HERE,
+    with_: Annotated[str | None, typer.Option("--with", metavar="A,B", help="Who is there at the start.")] = None,
+    script: Annotated[Path | None, typer.Option(help="A script (YAML): fixed lines, entrances, who speaks.")] = None,
+    turns: Annotated[int | None, typer.Option(help="Lines in all.  [default: 20, or the script's]")] = None,
+    director: Annotated[
+        str | None, typer.Option(help="Who speaks next: natural, round-robin, model, manual.  [default: natural]")
+    ] = None,
+    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Who you play.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="The setting.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the scene in this file (.jsonl); goes on if it is one.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on with the scene in this file.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal scenes.  [default: 0]")] = None,
+    memory: Annotated[int | None, typer.Option(help="Tokens of each one's summary of what no longer fits.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
+    cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
+    set_: SET = None,
+) -> Any:
+    """Let characters play a scene, with you in it if you like. Who is away does not hear what is said."""
+    from mrp.play.scene_command import Asked, play_scene
+
+    with report.waiting("loading the model"):
+        from mrp.play.open import open_player
+
+        player = open_player(run, base=base, cast=cast, flags=settings_given(set_))
+    asked = Asked(with_, script, turns, director, me, scenario, seed, memory)
+    return play_scene(player, asked, out, resume, report)
+
+
 @command(card, "import")
 def card_import(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Cards: PNG or JSON.")],

@@ -95,7 +95,7 @@ class Lore:
     def told(self, used: dict[str, str] | Sequence[Used]) -> None:
         """A reply was given with these entries (or, of a file: their places and why)."""
         why = used if isinstance(used, dict) else {u.place: u.why for u in used}
-        self.replies += 1
         for place, reason in why.items():
             if reason not in (CONSTANT, STICKY):
                 self.came_up[place] = self.replies
+        self.replies += 1

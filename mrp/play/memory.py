@@ -1,8 +1,8 @@
 """The memory of a long chat, of one character: which old messages its prompt no longer has, and a summary of them.
 
     memory = Memory()
-    ids, folded = fit(player, messages, memory, max_tokens=1900)
-    if folded: memory.summary, kept = summarise(player, memory.summary, folded, name="Sun Wukong", max_tokens=128)
+    ids, dropped = fit(player, messages, memory, max_tokens=1900)
+    summary, wrong = summarise(player, memory.summary, messages_between, name="Sun Wukong", max_tokens=128)
 
 When the window is full, old messages go in one large block (half of the room), so that the prompt's beginning then
 stays the same for many turns, and an engine's cache of it stays of use. The summary is written by the same model, as
@@ -31,7 +31,7 @@ WORDS_PER_TOKEN = 0.6  # asked for; the limit itself is counted in tokens
 ENDS = ".!?。！？…"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Memory:
     """What a character remembers of what its prompt no longer shows."""
 
@@ -44,31 +44,31 @@ class Memory:
 
 def fit(
     player: Player, messages: Sequence[Message], memory: Memory, max_tokens: int, known: str = "", opening: str = ""
-) -> tuple[list[int], list[Message]]:
-    """The ids of the prompt within `max_tokens`, and the messages that had to go for it (in one block; mostly none).
+) -> tuple[list[int], int]:
+    """The ids of the prompt within `max_tokens`, and how many messages after the system message it leaves out.
 
-    What is gone already (`memory.dropped`) stays gone; `memory.dropped` is raised here. `known` is lore, put last.
+    What is gone already (`memory.dropped`) stays gone; where more must go, it goes in one block. `known` is lore, put
+    last.
     Raises `InputError`, with what to cut, if not even the last message fits.
     """
     language = player.cast.language if player.cast else "en"
     head = 1 if messages and messages[0].role == SYSTEM else 0
     said = len(messages) - head
-    before = memory.dropped = min(memory.dropped, max(said - 1, 0))
+    before = min(memory.dropped, max(said - 1, 0))
 
     def ids_from(dropped: int) -> list[int]:
         return player.template.prompt(with_notes(messages, memory.note(language), known, dropped), opening)
 
     ids = ids_from(before)
     if len(ids) <= max_tokens:
-        return ids, []
+        return ids, before
     fixed = len(player.template.prompt(with_notes(messages[:head], memory.note(language), known), opening))
     target = fixed + max(max_tokens - fixed, 0) // 2
     starts = [k for k in range(before + 1, said) if messages[head + k].role == USER]
     for limit in (target, max_tokens):
         for k in starts:
             if len(ids_from(k)) <= limit:
-                memory.dropped = k
-                return ids_from(k), list(messages[head + before : head + k])
+                return ids_from(k), k
     needed = len(ids_from(starts[-1])) if starts else len(ids)
     raise InputError(
         f"persona, memory, lore and the last message need {needed} tokens, and only {max_tokens} are allowed",

@@ -1,0 +1,207 @@
+"""A scene at a terminal: lines as they are spoken, a person's turn where one plays, and a few commands.
+
+SceneTerminal(stage, report).run()       # until the scene is over, or Ctrl-C; gives back what was played
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from mrp.errors import InputError, MrpError, Stopped, nearest
+from mrp.play.director import choose
+from mrp.play.scene import Stage
+from mrp.play.scene_plan import Step
+from mrp.report import ConsoleReporter, Reporter
+
+COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+COMMANDS = {
+    "/skip": "/skip              say nothing this time",
+    "/as": "/as NAME           somebody else speaks instead",
+    "/enter": "/enter NAME        a character comes in",
+    "/leave": "/leave NAME        somebody leaves, and hears no more",
+    "/memory": "/memory NAME TEXT  what a character remembers of what it no longer sees; TEXT replaces it",
+    "/lore": "/lore              the lore in the last reply's prompt, and why",
+    "/end": "/end               end the scene",
+    "/help": "/help              this list",
+}
+PAUSED = "go on with `--resume FILE`, if you gave `--out FILE`"
+
+
+class SceneTerminal:
+    """Plays a stage to its end."""
+
+    def __init__(self, stage: Stage, report: Reporter) -> None:
+        self.stage = stage
+        self.out = report if isinstance(report, ConsoleReporter) else ConsoleReporter()
+
+    def run(self) -> dict[str, Any]:
+        """Play until the scene is over. Raises `Stopped` on Ctrl-C; the end of input ends the scene."""
+        stage = self.stage
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
+        for turn in stage.turns:
+            mark = "comes in" if turn.enters else "leaves"
+            self._show(turn.speaker, turn.text if turn.is_line else mark, turn.is_line)
+        try:
+            while not (reason := stage.over()):
+                self._go_on()
+        except KeyboardInterrupt:
+            self.out.out.print()
+            raise Stopped("the scene was stopped; every whole line is kept", "", PAUSED) from None
+        if not stage.ended:
+            stage.end(reason)
+        self._note(f"the end: {stage.ended}")
+        turns = [turn.row() for turn in stage.turns]
+        return {"participants": stage.plan.participants, "turns": turns, "end": stage.ended, **stage.stats()}
+
+    def _go_on(self) -> None:
+        """One step of the script, or one turn."""
+        stage, step = self.stage, self.stage.upcoming()
+        if step is None:
+            self._turn(None, {})
+            return
+        more = {"step": stage.step}
+        if step.speaker:
+            stage.say(step.speaker, step.text, **more)
+            self._show(step.speaker, stage.turns[-1].text)
+        elif step.enter or step.leave:
+            self._comes_or_goes(step, more)
+        else:
+            self._turn(step.next, more)
+
+    def _comes_or_goes(self, step: Step, more: dict[str, int]) -> None:
+        """As the script says, unless a person saw to it before."""
+        stage, who = self.stage, step.enter or step.leave or ""
+        if (who in stage.present) == bool(step.enter):
+            stage.step += 1
+            return
+        (stage.enter if step.enter else stage.leave)(who, **more)
+        self._show(who, "comes in" if step.enter else "leaves", is_line=False)
+
+    def _turn(self, speaker: str | None, more: dict[str, int]) -> None:
+        stage = self.stage
+        if speaker is None:
+            choice = choose(stage)
+            if choice is None:
+                self._take("", self._ask("who speaks? "), more)
+                return
+            speaker = choice.speaker
+        if speaker in stage.plan.persons:
+            self._take(speaker, self._ask(f"{stage.cast.display_name(speaker)}> "), more)
+        else:
+            self._reply(speaker, more)
+
+    def _reply(self, character: str, more: dict[str, int]) -> None:
+        out, stage = self.out.out, self.stage
+        folded = {name: memory.dropped for name, memory in stage.memories.items()}
+        self._name(character)
+        try:
+            for piece in stage.reply(character, **more):
+                out.print(piece, end="")
+                out.file.flush()
+        finally:
+            out.print()
+        if stage.last_speaker == character and stage.silences:
+            self._note("says nothing")
+        memory = stage.memory(character)
+        if memory.dropped > folded.get(character, 0):
+            self._note(f"{memory.dropped} old messages no longer fit; /memory {character} shows what it remembers")
+
+    # -- a person -------------------------------------------------------------------------------------------------
+
+    def _ask(self, prompt: str) -> str:
+        """A line from the person; the end of input is /end."""
+        try:
+            if not sys.stdin.isatty():
+                return input().strip()
+            self.out.out.print(prompt, end="")
+            self.out.out.file.flush()
+            return input().strip()
+        except EOFError:
+            return "/end"
+
+    def _take(self, speaker: str, line: str, more: dict[str, int]) -> None:
+        """What the person whose turn it is typed ("" as speaker: the person who directs)."""
+        stage = self.stage
+        try:
+            if line.startswith("/"):
+                name, _, argument = line.partition(" ")
+                self._command(name, argument.strip(), speaker, more)
+            elif not line:
+                return  # asked again
+            elif speaker:
+                stage.say(speaker, line, **more)
+            else:
+                self._speak(line, more)
+        except MrpError as error:
+            if not isinstance(error, InputError):
+                raise
+            self.out.err.print(f"error: {error}")
+
+    def _speak(self, name: str, more: dict[str, int]) -> None:
+        """Whoever the person names speaks: the model for a character, the person for a person."""
+        speaker = self._who(name, there=True)
+        self._turn(speaker, more)
+
+    def _command(self, name: str, argument: str, speaker: str, more: dict[str, int]) -> None:
+        stage = self.stage
+        if name == "/help":
+            for text in COMMANDS.values():
+                self.out.line(text)
+        elif name == "/end":
+            stage.end("a person ended it")
+        elif name == "/skip" and speaker:
+            stage.skip(speaker, **more)
+        elif name == "/as":
+            self._speak(argument, more)
+        elif name in ("/enter", "/leave"):
+            who = self._who(argument, there=name == "/leave")
+            (stage.enter if name == "/enter" else stage.leave)(who)
+            self._show(who, "comes in" if name == "/enter" else "leaves", is_line=False)
+        elif name == "/lore":
+            for used in stage.lore_used:
+                self.out.line(f"{used.place} ({used.why}): {used.entry.text}")
+            if not stage.lore_used:
+                self.out.line("none")
+        elif name == "/memory":
+            self._memory(argument)
+        else:
+            raise InputError(f"unknown command {name!r}", "the scene", nearest(name, COMMANDS))
+
+    def _memory(self, argument: str) -> None:
+        name, _, text = argument.partition(" ")
+        who = self._who(name)
+        if text.strip():
+            self.stage.remember(who, text)
+        memory = self.stage.memory(who)
+        self.out.line(f"({memory.dropped} messages dropped) {memory.summary or 'nothing'}")
+
+    def _who(self, name: str, there: bool = False) -> str:
+        """Somebody of the cast, or a person, by name; `there`: who is on the stage."""
+        stage = self.stage
+        found = stage.cast.get(name)
+        speaker = found.id if found else name.strip()
+        known = stage.present if there else [*(c.id for c in stage.cast), *stage.plan.persons]
+        if speaker not in known:
+            raise InputError(f"{name!r} is not there" if there else f"who is {name!r}?", "", nearest(name, known))
+        return speaker
+
+    # -- what is seen ---------------------------------------------------------------------------------------------
+
+    def _show(self, speaker: str, text: str, is_line: bool = True) -> None:
+        if is_line:
+            self._name(speaker)
+            self.out.out.print(text)
+        else:
+            self._note(f"{self.stage.cast.display_name(speaker)} {text}")
+
+    def _name(self, speaker: str) -> None:
+        ids = [c.id for c in self.stage.cast]
+        colour = COLOURS[ids.index(speaker) % len(COLOURS)] if speaker in ids else "white"
+        self.out.out.print(f"{self.stage.cast.display_name(speaker)}: ", style=f"bold {colour}", end="")
+
+    def _note(self, text: str) -> None:
+        if not self.out.quiet:
+            self.out.out.print(f"({text})", style="dim")
