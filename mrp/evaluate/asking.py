@@ -80,10 +80,10 @@ def answer_all(
     keys = [_key(player, model, ask) for ask in asks]
     due = {key: ask for key, ask in zip(keys, asks, strict=True) if key not in kept}
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        futures = {pool.submit(_answer, player, ask): key for key, ask in due.items()}
+        futures = [pool.submit(_answer, player, ask, key, kept) for key, ask in due.items()]
         try:
             for future in as_completed(futures):
-                kept.add(futures[future], asdict(future.result()))
+                future.result()
                 told()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -118,8 +118,9 @@ def _key(player: Player, model: str, ask: Ask) -> str:
     return fingerprint(made_of)
 
 
-def _answer(player: Player, ask: Ask) -> Answer:
+def _answer(player: Player, ask: Ask, key: str, kept: Kept) -> None:
+    """Let the model answer, and keep it at once: what runs when others are stopped is not lost."""
     reply = Reply(player, ask.character, _ids(player, ask), _sampling(player, ask), ask.others, ask.messages)
     for _ in reply:
         pass
-    return Answer(reply.text, len(reply.tokens), reply.cut, reply.guarded)
+    kept.add(key, asdict(Answer(reply.text, len(reply.tokens), reply.cut, reply.guarded)))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mrp.errors import Stopped
 from mrp.evaluate.counts import PUBLISHED
 from mrp.evaluate.evaluation import FOLDER, evaluate
 from mrp.evaluate.findings import findings
@@ -21,7 +22,11 @@ def eval_command(path: Path, flags: dict[str, str], report: Reporter, **options:
     began = time.monotonic()
     if not options["full"]:
         report.line(f"as much as fits a laptop; --full makes {PUBLISHED} replies a character, for figures to publish")
-    results = evaluate(path, flags, **options, command=_command(path, flags, options), report=report)
+    command = _command(path, flags, options)
+    try:
+        results = evaluate(path, flags, **options, command=command, report=report)
+    except KeyboardInterrupt:
+        raise Stopped("the evaluation was stopped; what is done is kept", str(path), command) from None
     report.line()
     for text in findings(results):
         report.result(f"- {text}")
@@ -38,7 +43,11 @@ def compare_command(path: Path, report: Reporter, threads: int) -> dict[str, Any
     from mrp.evaluate.compare import compare
     from mrp.evaluate.compare_report import conclusions
 
-    results = compare(path, shlex.join(["mrp", "compare", str(path)]), report, threads)
+    command = shlex.join(["mrp", "compare", str(path)])
+    try:
+        results = compare(path, command, report, threads)
+    except KeyboardInterrupt:
+        raise Stopped("the comparison was stopped; what is done is kept", str(path), command) from None
     report.line()
     for text in conclusions(results):
         report.result(f"- {text}")

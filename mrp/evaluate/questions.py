@@ -13,10 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 from mrp.cast import Cast, Character
 from mrp.data.assistant import assistant_phrase, plays_a_machine
 from mrp.data.identity import Language, questions_of
+from mrp.evaluate.intervals import equal_shares, estimate
 
 KINDS = ("who", "name", "introduce", "self", "other", "greeted", "ai", "master")
 _HAN = re.compile(r"[\u3400-\u9fff]")
@@ -103,6 +105,37 @@ def check(cast: Cast, probe: Probe, answer: str) -> Checked:
     else:
         passed = True
     return Checked(passed and bool(answer.strip()) and not claims and not disclaims, claims, disclaims)
+
+
+def question_figures(cast: Cast, asked: Sequence[Probe], answers: Sequence[str], seed: int) -> dict[str, Any]:
+    """How often an answer passes, claims another member or speaks as an assistant: in all, by kind and by character
+    (each character counts the same); and every answer with its verdict."""
+    checked = [check(cast, probe, answer) for probe, answer in zip(asked, answers, strict=True)]
+    values = {
+        "passed": [float(c.passed) for c in checked],
+        "claims_another": [float(bool(c.claims)) for c in checked],
+        "disclaims": [float(c.disclaims) for c in checked],
+    }
+
+    def rates(chosen: Sequence[int]) -> dict[str, Any]:
+        shares = equal_shares([asked[k].character for k in chosen])
+        units = [f"{asked[k].character} {asked[k].question}" for k in chosen]
+        figures = {n: estimate([own[k] for k in chosen], units, seed, shares, True) for n, own in values.items()}
+        return {name: figure.as_json() if figure else None for name, figure in figures.items()}
+
+    def where(key: str, value: str) -> list[int]:
+        return [k for k, probe in enumerate(asked) if getattr(probe, key) == value]
+
+    return {
+        "all": rates(range(len(asked))),
+        "kinds": {kind: rates(ks)["passed"] for kind in KINDS if (ks := where("kind", kind))},
+        "characters": {c.id: rates(ks) for c in cast if (ks := where("character", c.id))},
+        "answers": [
+            {"character": p.character, "kind": p.kind, "question": p.question, "answer": answer}
+            | {"passed": c.passed, "claims": c.claims}
+            for p, answer, c in zip(asked, answers, checked, strict=True)
+        ],
+    }
 
 
 def claimed(cast: Cast, character_id: str, text: str) -> str | None:

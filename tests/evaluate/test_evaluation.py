@@ -148,6 +148,29 @@ def test_the_model_card_says_what_was_found_until_the_run_is_trained_anew(projec
     assert findings_of(run) == [] and "mrp eval" not in model_card(facts_of("x", run.merged, run.cast, run), [])
 
 
+def test_ctrl_c_ends_it_and_the_same_command_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mrp.play.engine import Request, TransformersEngine
+
+    calls = []
+
+    def interrupted(self: Any, request: Request) -> Any:
+        calls.append(request)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return stream(self, request)
+
+    stream = TransformersEngine.stream
+    monkeypatch.setattr(TransformersEngine, "stream", interrupted)
+    arguments = ("eval", project, "--only", "questions", "--threads", 1)
+    stopped = mrp(*arguments)
+    assert stopped.code == 130 and "what is done is kept" in stopped.err
+    assert f"mrp eval {project} --only questions" in stopped.err
+    done, before = mrp(*arguments), len(calls)
+    assert done.code == 0
+    kept = (project.parent / "run" / "eval" / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(kept) == before - 1  # nothing was asked twice but the one that was cut off
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 
