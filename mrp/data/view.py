@@ -43,13 +43,15 @@ def view(
     character: str,
     cast: Cast,
     scenario: str = "",
+    identity: str = "",
 ) -> list[Message]:
     """The training view: the system message, then everything up to the character's last own line.
 
     `loss[i]` belongs to `turns[i]`. Own lines that follow one another are one message, learnt only if all of them
-    are. Without an own line there is the system message alone.
+    are. Without an own line there is the system message alone. With `identity` the system message tells the model that
+    it is that character instead, and nothing else changes (`mrp.train.contrast`).
     """
-    messages = _messages(turns, loss, participants, character, cast, scenario)
+    messages = _messages(turns, loss, participants, character, cast, scenario, identity)
     while messages and messages[-1].role == USER:
         messages.pop()
     return messages
@@ -100,9 +102,10 @@ def _messages(
     character: str,
     cast: Cast,
     scenario: str,
+    identity: str = "",
 ) -> list[Message]:
     """Every line as (part of) a message. A line is shown by what came before it, never by what comes after."""
-    system = system_text(cast, character, scenario)
+    system = system_text(cast, identity or character, scenario)
     messages = [Message(SYSTEM, system)] if system else []
     present = set(participants)
     before: tuple[str, bool] | None = None  # the speaker of the line before, and whether it carried a name
