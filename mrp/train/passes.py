@@ -212,8 +212,12 @@ def too_little_memory(options: TrainOptions) -> InputError:
     steps = (
         (options.bits == 16 and options.method == "lora", "train.bits: 4"),
         (not options.checkpointing, "train.checkpointing: true"),
-        (not options.offload and options.method == "lora", "train.offload: true (with train.checkpointing: true)"),
+        (
+            not (options.offload or options.voices or options.contrast) and options.method == "lora",
+            "train.offload: true (with train.checkpointing: true)",
+        ),
         (options.micro_batch > 1, "train.micro_batch: 1 (and more train.accumulation)"),
+        (options.voices and options.voice_rows > 1, "train.voice_rows: 1"),
         (options.optimizer == "adamw", "train.optimizer: adamw-8bit"),
         (options.adapter_bits == 32 and options.method == "lora", "train.adapter_bits: 16"),
     )
