@@ -140,6 +140,19 @@ class TrainOptions(StrictModel):
     """fast: static shapes, fused kernels, a CUDA graph. plain: transformers and PEFT. auto: fast where it can be."""
     dev: float = Field(0.05, ge=0, le=0.5)
     """Share of the training scenes kept aside to choose the best epoch; 0: the last epoch is kept."""
+    voices: bool = False
+    """After the adapter, which all characters share, a small one for each character on its own lines: its voice."""
+    voice_rank: int = Field(8, ge=1, le=512)
+    """Rank of a voice; its scale is 16 / rank."""
+    voice_epochs: int = Field(2, ge=1, le=1000)
+    """Passes of each voice over its character's samples; the best one is kept, or none where the dev slice tells so."""
+    voice_learning_rate: float = Field(5e-4, gt=0, lt=1)
+    """Peak rate of a voice, with a warm-up and a cosine of its own."""
+    voice_rows: int = Field(4, ge=1)
+    """Voices trained at once, each with a packed row in the pass; more characters follow in further groups."""
+    contrast: float = Field(0.0, ge=0, le=10)
+    """Weight of a second loss of the adapter: a reply must be likelier under its own persona than under another
+    character's. Good at 0.5; twice the tokens."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast over fp32 LoRA weights where the hardware has bf16, else fp32."""
     threads: int = Field(0, ge=0)
@@ -153,6 +166,13 @@ class TrainOptions(StrictModel):
             raise ValueError("4-bit weights cannot be trained themselves|set train.bits: 16, or train.method: lora")
         if self.method == "full" and self.kernels == "fast":
             raise ValueError("the fast kernels train LoRA only|set train.kernels: auto, or train.method: lora")
+        if self.method == "full" and self.voices:
+            raise ValueError("voices go with an adapter, not with full fine-tuning|set train.method: lora")
+        if self.offload and self.voices:
+            raise ValueError("voices are trained without offloading|set train.offload: false, or train.voices: false")
+        if self.contrast and (self.kernels == "fast" or self.offload):
+            what = "the fast kernels have no room for the second loss of train.contrast"
+            raise ValueError(f"{what}|set train.kernels: auto and train.offload: false, or train.contrast: 0")
         if self.offload and not self.checkpointing:
             raise ValueError("train.offload keeps what checkpointing keeps|set train.checkpointing: true")
         if self.offload and self.kernels == "plain":

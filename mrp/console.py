@@ -28,8 +28,7 @@ def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
         lines += [name, _paragraph("  before  ", reply["before"]), _paragraph("  after   ", reply["after"]), ""]
     if summary["held_out_loss"]:
         lines.append("Loss on lines that training never saw (nats a token; less is better):")
-        for character, loss in summary["held_out_loss"].items():
-            lines.append(f"  {character:12} {loss['before']:.3f} -> {loss['after']:.3f}")
+        lines += _loss_lines(summary["held_out_loss"])
     training = summary["training"]
     lines.append("")
     lines.append(
@@ -50,6 +49,17 @@ def summary_lines(summary: dict[str, Any], run: Run) -> list[str]:
         f"Talk     {_command_name()} chat {run.folder} --as {run.cast.characters[0].id}",
     ]
     return lines
+
+
+def _loss_lines(losses: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Of each character: before and after, with voices a table of what the adapter gives and what its voice adds."""
+    if not any("adapter" in loss for loss in losses.values()):
+        return [f"  {who:12} {loss['before']:.3f} -> {loss['after']:.3f}" for who, loss in losses.items()]
+    keys = {"before": "before", "adapter": "adapter", "+ voice": "after"}
+    head = "  " + " " * 12 + "".join(f" {title:>8}" for title in keys)
+    return [head] + [
+        f"  {who:12}" + "".join(f" {loss[key]:8.3f}" for key in keys.values()) for who, loss in losses.items()
+    ]
 
 
 def check_command(

@@ -162,6 +162,7 @@ class _Pipeline:
                     "run": run.folder,
                     "data": run.data,
                     "adapter": run.adapter,
+                    **({"voices": run.voices} if run.voices.is_dir() else {}),
                     "merged": run.merged,
                     "record": run.record,
                     "summary": run.folder / SUMMARY,

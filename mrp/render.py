@@ -68,6 +68,11 @@ class Rendered:
     def labelled(self) -> int:
         return sum(self.loss)
 
+    @property
+    def replies(self) -> int:
+        """How many replies are learnt."""
+        return sum(now and not before for before, now in zip([False, *self.loss], self.loss, strict=False))
+
 
 @dataclass(frozen=True)
 class _Frame:
@@ -404,23 +409,21 @@ class ChatTemplate:
 
 
 def render_sample(
-    template: ChatTemplate, cast: Cast, sample: Sample, max_tokens: int | None = None
+    template: ChatTemplate, cast: Cast, sample: Sample, max_tokens: int | None = None, identity: str = ""
 ) -> tuple[list[Rendered], int]:
-    """A sample of the data as token ids and loss mask (usually one piece), and how many replies were too long."""
+    """A sample of the data as token ids and loss mask (usually one piece), and how many replies were too long.
+
+    With `identity` the same lines as if the model had been told that it is that character (`view`).
+    """
     character = sample.character
-    messages = view(sample.turns, sample.loss, sample.participants, character, cast, sample.scenario)
+    messages = view(sample.turns, sample.loss, sample.participants, character, cast, sample.scenario, identity)
     pieces = template.sample(messages, max_tokens, opening_text(cast, sample.scenario, character))
-    learnt = sum(_runs(piece.loss) for piece in pieces)
+    learnt = sum(piece.replies for piece in pieces)
     return pieces, sum(m.loss for m in messages) - learnt
 
 
 class _UnusableTemplate(Exception):
     """Why a template (with the options tried) cannot be used."""
-
-
-def _runs(loss: Sequence[bool]) -> int:
-    """How many replies a loss mask marks."""
-    return sum(now and not before for before, now in zip([False, *loss], loss, strict=False))
 
 
 def _head(messages: Sequence[Message]) -> int:

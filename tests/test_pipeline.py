@@ -104,6 +104,20 @@ def test_a_person_is_told_replies_losses_times_and_places(project: Path) -> None
         assert words in text, words
 
 
+def test_with_voices_the_summary_tells_what_they_add(project: Path) -> None:
+    heard = Heard()
+    done(project, {"train.voices": "true", "train.voice_rank": "2", "train.dev": "0"}, heard)
+    run = load_run(project)
+    summary = read_json(run.folder / "summary.json")
+    assert summary["paths"]["voices"] == str(run.voices.resolve())
+    (head,) = [k for k, line in enumerate(heard.lines) if line.split() == ["before", "adapter", "+", "voice"]]
+    assert set(summary["held_out_loss"]) == set(PEOPLE)
+    for line, (who, loss) in zip(heard.lines[head + 1 :], summary["held_out_loss"].items(), strict=False):
+        assert line.split() == [who, *(f"{loss[key]:.3f}" for key in ("before", "adapter", "after"))]
+    done(project, {"train.voices": "false"})
+    assert "voices" not in read_json(run.folder / "summary.json")["paths"]
+
+
 def test_the_files_of_a_run_are_those_of_its_parts(finished: Path) -> None:
     names = {name.split("/")[0] for name in snapshot(finished.parent / "run")}
     assert names >= {

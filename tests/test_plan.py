@@ -25,6 +25,7 @@ from mrp.plan.training import (
     lora_weights,
     optimizer_bytes,
     predict_training,
+    predict_voices,
     quant_state_bytes,
     scratch_bytes,
 )
@@ -439,6 +440,41 @@ def test_the_record_s_prediction_is_of_the_rows_that_were_trained(tmp_path: Path
     assert predicted_memory(unknown, short, "fast") == {}
 
 
+def test_voices_are_counted_to_the_byte() -> None:
+    torch = pytest.importorskip("torch")
+    from mrp.models.voices import new_voices
+
+    bank = new_voices(tiny_model(), ["a", "b", "c"], 8, 16, seed=0)
+    weights = list(bank.parameters().values())
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW(weights)
+    optimizer.step()
+    options = recipe(bits=16, rank=RANK, voices=True, voice_rows=3)
+    parts = predict_voices(tiny_shape(), options, RowShape.typical(options)).parts
+    assert parts["voices"] == parts["gradients"] == sum(map(size, weights))
+    assert parts["optimizer"] == sum(size(v) for state in optimizer.state.values() for v in state.values())
+
+
+def test_a_training_with_voices_needs_what_its_larger_stage_needs() -> None:
+    plain = recipe(checkpointing=True)
+    voiced = [predicted(LARGE, plain.model_copy(update={"voices": True, "voice_rows": n})).in_all for n in (1, 4, 16)]
+    assert predicted(LARGE, plain).in_all <= voiced[0] < voiced[1] < voiced[2]
+    asked = recipe(checkpointing=True, voices=True, voice_rows=16)
+    chosen = choose_training(LARGE, asked, voiced[1])
+    assert chosen.changes["train.voice_rows"] == "1"
+    for _, tried in ladder(asked):  # never what the run file would refuse
+        assert TrainOptions(**tried.model_dump()).voices
+
+
+def test_a_contrast_is_two_rows_in_plain_passes() -> None:
+    options = recipe(contrast=0.5)
+    assert kernels_of(LARGE, options) == "plain" and kernels_of(LARGE, recipe()) == "fast"
+    assert RowShape.typical(options).tokens == 2 * RowShape.typical(recipe()).tokens
+    for _, tried in ladder(options):
+        assert TrainOptions(**tried.model_dump()).contrast == 0.5
+
+
 def test_the_record_tells_of_the_prediction_only_where_memory_was_measured(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from types import SimpleNamespace
@@ -448,8 +484,8 @@ def test_the_record_tells_of_the_prediction_only_where_memory_was_measured(tmp_p
     from mrp.train.record import _memory_predicted
 
     run = config_run(write_project(tmp_path, "internlm2-chat-1_8b"))
-    item = SimpleNamespace(rendered=SimpleNamespace(input_ids=[1] * 90, labelled=40))
-    plan: Any = SimpleNamespace(steps=[SimpleNamespace(rows=((item, item), (item,)))])
+    item = SimpleNamespace(tokens=90, rendered=SimpleNamespace(labelled=40), twin=None)
+    plan: Any = SimpleNamespace(steps=[SimpleNamespace(rows=((item, item), (item,)), stage=0)])
     measured = {"gpu_memory_mib": {"allocated": 1, "reserved": 2, "in_all": 3}, "kernels": "plain"}
     found = _memory_predicted(run, plan, measured)["gpu_memory_predicted_mib"]
     assert found == predicted_memory(run, [[(90, 40)] * 2, [(90, 40)]], "plain")

@@ -43,13 +43,15 @@ def view(
     character: str,
     cast: Cast,
     scenario: str = "",
+    identity: str = "",
 ) -> list[Message]:
     """The training view: the system message, then everything up to the character's last own line.
 
     `loss[i]` belongs to `turns[i]`. Own lines that follow one another are one message, learnt only if all of them
-    are. Without an own line there is the system message alone.
+    are. Without an own line there is the system message alone. With `identity` the system message tells the model that
+    it is that character instead, and nothing else changes (`mrp.train.contrast`).
     """
-    messages = _messages(turns, loss, participants, character, cast, scenario)
+    messages = _messages(turns, loss, participants, character, cast, scenario, identity)
     while messages and messages[-1].role == USER:
         messages.pop()
     return messages
@@ -123,13 +125,14 @@ def _messages(
     character: str,
     cast: Cast,
     scenario: str,
+    identity: str = "",
 ) -> list[Message]:
     """Every line as (part of) a message. A line is shown by what came before it, never by what comes after.
 
     Presence: what is said before the character is there (in `participants`, entered, or speaking itself) and from
     when it leaves until it comes back is not shown to it.
     """
-    system = system_text(cast, character, scenario)
+    system = system_text(cast, identity or character, scenario)
     messages = [Message(SYSTEM, system)] if system else []
     known = set(participants)  # everybody declared so far; whoever leaves still counts, so that names stay
     here = character in known

@@ -104,7 +104,9 @@ def model_card(facts: Facts, usage: Sequence[str]) -> str:
     if facts.losses:
         lines += ["## Scores", "", "Loss on lines that training never saw (nats a token; less is better):", ""]
         lines += ["| character | base model | this model |", "| --- | --- | --- |"]
-        lines += [f"| {_cell(who)} | {x['before']:.3f} | {x['after']:.3f} |" for who, x in facts.losses.items()]
+        # the model by itself, without voices, is base and adapter
+        after = {who: x.get("adapter", x["after"]) for who, x in facts.losses.items()}
+        lines += [f"| {_cell(who)} | {x['before']:.3f} | {after[who]:.3f} |" for who, x in facts.losses.items()]
         lines.append("")
     if facts.found:
         lines += ["What `mrp eval` found:", "", *(f"- {_cell(text)}" for text in facts.found), ""]

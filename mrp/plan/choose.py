@@ -28,6 +28,7 @@ OFFLOADED = {True: 0.75, False: 0.70}
 
 GIVEN_UP = {
     "micro_batch": "rows go one by one (the step stays as large)",
+    "voice_rows": "voices learn one after the other (what they learn is the same)",
     "checkpointing": "blocks are computed twice: about a fifth slower",
     "optimizer": "AdamW's running means in 8 bit",
     "offload": "what goes into each block waits in host memory, the MLP goes in tiles: 0.9 of the speed at 2048 tokens",
@@ -112,9 +113,10 @@ def ladder(options: TrainOptions) -> Iterator[tuple[tuple[int, int], TrainOption
 def _savings(options: TrainOptions) -> list[dict[str, object]]:
     """What is given up one after another, the cheapest first."""
     rows: dict[str, object] = {"micro_batch": 1, "accumulation": options.accumulation * options.micro_batch}
-    found: list[dict[str, object]] = [rows, {"checkpointing": True}, {"optimizer": "adamw-8bit"}]
+    found: list[dict[str, object]] = [rows, {"voice_rows": 1}] if options.voices else [rows]
+    found += [{"checkpointing": True}, {"optimizer": "adamw-8bit"}]
     if options.method == "lora":
-        if options.kernels != "plain":
+        if options.kernels != "plain" and not options.voices and not options.contrast:
             found.append({"offload": True})
         found.append({"adapter_bits": 16})
     return found

@@ -29,7 +29,8 @@ class RowShape:
     @classmethod
     def typical(cls, options: TrainOptions) -> RowShape:
         """Rows as those measured: documents of 60 to 300 tokens, half of each to be learnt."""
-        tokens = options.micro_batch * (options.max_tokens + -options.max_tokens % WIDTH)
+        rows = options.micro_batch * (2 if options.contrast else 1)  # with a contrast each row has a twin
+        tokens = rows * (options.max_tokens + -options.max_tokens % WIDTH)
         return cls(tokens, tokens // 160 + 2, tokens // 2)
 
 

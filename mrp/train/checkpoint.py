@@ -33,9 +33,12 @@ class State:
     epochs_measured: int = 0  # epochs after which dev and held-out were measured
     best_epoch: int | None = None  # from 1
     best_dev_loss: float | None = None
+    stage: int = 0  # whose weights are saved: 0 the adapter's, then the groups of voices
+    voices: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each: the epoch kept so far and its dev loss
     before: dict[str, float] = field(default_factory=dict)  # held-out loss of each character without the adapter
     epochs: list[dict[str, Any]] = field(default_factory=list)  # the measures after each epoch
     epoch_losses: dict[str, list[float]] = field(default_factory=dict)  # of the running epoch: sum, tokens
+    kernels: dict[str, str] = field(default_factory=dict)  # how the adapter was trained: name and why
     seconds: float = 0.0
     tokens: int = 0
     labelled: int = 0
@@ -50,14 +53,14 @@ def save(
     state: State,
     weights: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    best: dict[str, torch.Tensor] | None,
+    best: dict[str, torch.Tensor],
 ) -> None:
     """Write the checkpoint. Raises `SetupError` if the disk is full; the one before is then still there."""
     with replacing_folder(checkpoint_folder(run_folder)) as folder, disk_errors():
         save_file(copy_of(weights), str(folder / "weights.safetensors"))
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(optimizer.state_dict(), file)
-        if best is not None:
+        if best:
             save_file(best, str(folder / "best.safetensors"))
         write_json(folder / "state.json", asdict(state))
 
@@ -74,16 +77,18 @@ def read_state(run_folder: Path) -> State | None:
         raise InputError("this checkpoint is from another version of mrp", str(path), fix) from error
 
 
-def load(
-    run_folder: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor] | None:
-    """Put the checkpoint's numbers into `weights` and `optimizer`; returns the best adapter so far."""
+def load(run_folder: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Put the checkpoint's numbers into `weights` and `optimizer`."""
     folder = checkpoint_folder(run_folder)
     kept = load_file(str(folder / "weights.safetensors"))
     put(weights, kept)
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
-    best = folder / "best.safetensors"
-    return load_file(str(best)) if best.is_file() else None
+
+
+def load_best(run_folder: Path) -> dict[str, torch.Tensor]:
+    """The best adapter so far, and the best voices; empty before the first epoch was measured."""
+    best = checkpoint_folder(run_folder) / "best.safetensors"
+    return load_file(str(best)) if best.is_file() else {}
 
 
 def put(weights: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:

@@ -4,7 +4,8 @@
 
 Ours rather than a trainer's: it owns the order, the cursor, the accumulation and the record, and nothing stands
 between forward and backward (docs/design.md tells why). The loss of a step is the mean over all its labelled tokens,
-however they are spread over rows, passes and processes.
+however they are spread over rows, passes and processes. With `train.voices` the same loop goes on through further
+stages, in which each character's voice learns over the frozen adapter (`stages.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import math
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -28,6 +30,7 @@ from mrp.files import disk_error, folder_lock, need_space, read_json, replacing,
 from mrp.models.bases import find_base
 from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
 from mrp.models.loss import keeps_apart
+from mrp.models.voices import new_voices, save_voices
 from mrp.render import ChatTemplate
 from mrp.report import SILENT, Reporter
 from mrp.train import checkpoint
@@ -35,10 +38,11 @@ from mrp.train.checkpoint import State
 from mrp.train.full import save_model, unfreeze
 from mrp.train.lora import adapter_parameters, add_adapter, save_adapter
 from mrp.train.memory import gpu_memory, memory_text
-from mrp.train.passes import check_machine, choose_passes, make_optimizer, pass_seed, too_little_memory
+from mrp.train.passes import check_machine, choose_passes, pass_seed, too_little_memory
 from mrp.train.processes import Processes, joined
 from mrp.train.record import differences, finished_record, training_inputs, training_record
-from mrp.train.steps import Item, Step, learning_rate, plan_training
+from mrp.train.stages import VOICE_SCALE, adapter_stage, keep_adapter, keep_voices, voice_stage
+from mrp.train.steps import Item, Step, plan_training
 from mrp.train.stopping import signals_caught
 
 LOG = "steps.jsonl"  # of the training that made the adapter
@@ -69,6 +73,7 @@ def train(
                 held.enter_context(folder_lock(run.folder))
                 checkpoint.settle(run.folder)
                 settle_folder(run.merged if run.config.train.method == "full" else run.adapter)
+                settle_folder(run.voices)
         with processes.together():
             training = Training(run, processes, report)
             finished = None if restart else training.finished()
@@ -175,16 +180,14 @@ class Training:
         self.steps = self.plan.steps
         is_full = self.options.method == "full"
         self.model = unfreeze(base) if is_full else add_adapter(base, self.options, self.run.config.seed)
-        self.weights = adapter_parameters(self.model)
+        self.weights = adapter_parameters(self.model)  # of what all characters share
         size = sum(p.numel() * p.element_size() for p in self.weights.values())
         need_space(self.folder, 6 * size, "the adapter with its checkpoint")
-        self.passes = choose_passes(
-            self.model, self.weights, self.options, self.on, self.plan, self.processes.world, self.report
-        )
-        self.optimizer = make_optimizer(self.weights.values(), self.options)
-        self.best: dict[str, torch.Tensor] | None = None
+        self.best = checkpoint.load_best(self.folder) if self.state.step else {}
+        self.kernels: dict[str, str] = self.state.kernels
+        self._enter(self.state.stage)
         if self.state.step:
-            self.best = checkpoint.load(self.folder, self.weights, self.optimizer)
+            checkpoint.load(self.folder, self.stage.weights, self.stage.optimizer)
             self.report.line(f"training: goes on after step {self.state.step} of {len(self.steps)}")
         if self.processes.is_first:
             self._cut_log()
@@ -192,6 +195,31 @@ class Training:
                 checkpoint.remove(self.folder)
             keep_run(self.run)
         self.saved_at = time.monotonic()
+
+    def _enter(self, number: int) -> None:
+        """Begin a stage: the adapter's, or that of a group of voices over the best adapter, frozen."""
+        if number == 0:
+            world = self.processes.world
+            passes = choose_passes(self.model, self.weights, self.options, self.on, self.plan, world, self.report)
+            self.kernels |= {"kernels": passes.name, "why": passes.why}
+            self.stage = adapter_stage(self.weights, passes, self.options)
+            return
+        if self.state.stage != number:
+            self.stage.close()
+            del self.stage  # its optimizer and graphs make room
+            if self.on.device == "cuda":
+                torch.cuda.empty_cache()
+        checkpoint.put(self.weights, self.best)
+        for weight in self.weights.values():
+            weight.requires_grad_(False).grad = None
+        ids, why = self.plan.learners(number), "voices are trained in plain passes"
+        self.stage = voice_stage(self.model, ids, number, self.options, self.run.config.seed, self.on, why)
+        if self.state.stage != number:
+            adapted = next(e for e in self.state.epochs if e["epoch"] == self.state.best_epoch)
+            for who in ids:
+                self.state.voices[who] = {"epoch": None, "dev_loss": adapted["dev_losses"].get(who)}
+            self.report.line(f"voices of {', '.join(ids)}")
+        self.state.stage = number
 
     def _cut_log(self) -> None:
         """Take steps after the checkpoint out of the log: they are done again."""
@@ -229,46 +257,52 @@ class Training:
             for number in range(self.state.step, len(self.steps)):
                 self._measure_epoch_if_due()
                 step = self.steps[number]
+                if step.stage != self.stage.number:
+                    self._enter(step.stage)
                 loss = self._step(number, step)
                 done += step.tokens
                 shown = memory_text()
-                update(done, epoch=f"{step.epoch + 1}/{self.options.epochs}", loss=f"{loss:.3f}", memory=shown)
+                update(done, epoch=f"{step.epoch + 1}/{self.plan.epochs}", loss=f"{loss:.3f}", memory=shown)
                 self._save_if_due()
             self._measure_epoch_if_due()
 
     def _step(self, number: int, step: Step) -> float:
         """One optimizer step; returns its loss (mean over all labelled tokens of the step, in nats)."""
         began = time.monotonic()
-        rate = learning_rate(number, len(self.steps), self.options)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        stage = self.stage
+        rate = stage.set_rates(step, self.options)
         # for dropout, ours and the base's own: a step draws the same whether or not the training was stopped before it
         torch.manual_seed(((self.run.config.seed * 1_000_003 + number) * 1009 + self.processes.rank) % 2**63)
-        self.passes.begin_step()
+        stage.passes.begin_step()
         mine = step.rows[self.processes.rank :: self.processes.world]
         names = [*(c.id for c in self.run.cast), PLAIN]
-        sums, labelled = torch.zeros(len(names), 2, dtype=torch.float64), step.labelled
+        sums = torch.zeros(len(names) + 1, 2, dtype=torch.float64)  # the last: the contrast
         passed: list[tuple[torch.Tensor, torch.Tensor]] = []  # read after the last pass: a GPU need not wait for it
-        for at in range(0, len(mine), self.options.micro_batch):
-            rows = mine[at : at + self.options.micro_batch]
+        for at in range(0, len(mine), stage.rows_at_once):
+            rows = mine[at : at + stage.rows_at_once]
             seed = pass_seed(self.run.config.seed, number, self.processes.rank, at)
-            losses = self.passes.learn(rows, labelled, seed)
+            losses = stage.passes.learn(rows, step, seed)
             items = [item for row in rows for item in row]
             who = torch.tensor([names.index(item.sample.character) for item in items])[losses.item]
             passed.append((who, losses.values))
-        self.processes.sum_gradients(self.weights.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.options.clip))
+            if losses.contrast is not None:
+                passed.append((torch.full((len(losses.contrast),), len(names)), losses.contrast))
+        self.processes.sum_gradients(stage.learning(step))
+        norm = stage.clip(step, self.options.clip)
         for who, values in passed:
             known = values.double().cpu()
             sums.index_add_(0, who, torch.stack([known, torch.ones_like(known)], 1))
         sums = self.processes.sum(sums)
-        loss = float(sums[:, 0].sum() / labelled)
+        loss = float(sums[:-1, 0].sum() / step.labelled)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"step {number + 1} has the loss {loss} and the gradient norm {norm}, so the training cannot go on"
             raise InputError(what, self._source(step), "lower train.learning_rate, or set train.precision: fp32")
-        self.optimizer.step()
-        self._count(number, step, dict(zip(names, sums.tolist(), strict=True)))
-        self._log({"loss": loss, "gradient_norm": norm, "rate": rate}, step, time.monotonic() - began)
+        stage.optimizer.step()
+        self._count(number, step, dict(zip(names, sums[:-1].tolist(), strict=True)))
+        shown = {"loss": loss, "gradient_norm": norm, "rate": rate}
+        if step.replies:
+            shown["contrast"] = float(sums[-1, 0] / step.replies)
+        self._log(shown, step, time.monotonic() - began)
         return loss
 
     def _count(self, number: int, step: Step, sums: dict[str, list[float]]) -> None:
@@ -284,6 +318,10 @@ class Training:
         self.state.seconds += seconds
         row: dict[str, Any] = {"step": self.state.step, "epoch": step.epoch + 1, **shown, "seconds": round(seconds, 3)}
         row |= {"tokens": step.tokens, "labelled": step.labelled, "samples": step.sample_ids}
+        if step.stage:
+            row["voices"] = list(step.places)
+        if step.replies:
+            row["against"] = [item.twin.identity if item.twin else None for item in step.items]
         path = self.folder / RUNNING_LOG
         with self.processes.together():
             if not self.processes.is_first:
@@ -302,34 +340,46 @@ class Training:
     # -- after each epoch -----------------------------------------------------------------------------------------
 
     def _measure_epoch_if_due(self) -> None:
-        """After an epoch: dev and held-out loss; the adapter is kept if its dev loss is the best so far."""
-        state = self.state
+        """After an epoch: dev and held-out loss; what has the best dev loss so far, adapter or voice, is kept."""
+        state, stage = self.state, self.stage
         if state.step == 0:
             return
         done = self.steps[state.step - 1]
         if not done.ends_epoch or state.epochs_measured > done.epoch:
             return
-        _, dev_loss = self._losses(self.plan.dev)
-        held, _ = self._losses(self.plan.held_out)
+        dev, dev_loss = self._losses(self._own(self.plan.dev))
+        held, _ = self._losses(self._own(self.plan.held_out))
         trained = {name: s / n for name, (s, n) in state.epoch_losses.items() if n}
-        better = dev_loss is None or state.best_dev_loss is None or dev_loss < state.best_dev_loss
         epoch = done.epoch + 1
-        if better:
-            self.best, state.best_epoch, state.best_dev_loss = checkpoint.copy_of(self.weights), epoch, dev_loss
-        state.epochs.append({"epoch": epoch, "train_loss": trained, "dev_loss": dev_loss, "held_out_loss": held})
+        if stage.number == 0:
+            better = keep_adapter(state, epoch, dev_loss)
+        else:
+            own = (done.epoch - self.options.epochs) % self.options.voice_epochs + 1
+            better = keep_voices(state, list(stage.learners), own, dev, held)
+        for who in better:
+            self.best |= checkpoint.copy_of(stage.learners[who])
+        losses = {"train_loss": trained, "dev_loss": dev_loss, "dev_losses": dev, "held_out_loss": held}
+        state.epochs.append({"epoch": epoch, "stage": stage.number} | losses)
         state.epochs_measured, state.epoch_losses = epoch, {}
         self._say_epoch(epoch, trained, dev_loss, held, better)
         self._save()
 
+    def _own(self, items: list[Item]) -> list[Item]:
+        """Those by which the learners of this stage are measured."""
+        if self.stage.number == 0:
+            return items
+        return [item for item in items if item.sample.character in self.stage.learners]
+
     def _say_epoch(
-        self, epoch: int, trained: dict[str, float], dev: float | None, held: dict[str, float], better: bool
+        self, epoch: int, trained: dict[str, float], dev: float | None, held: dict[str, float], better: list[str]
     ) -> None:
         def row(losses: dict[str, float]) -> str:
             return "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
 
-        kept = " (best so far)" if better and dev is not None else ""
+        of = f" of {', '.join(better) or 'nobody'}" if self.stage.number else ""
+        kept = f" (best so far{of})" if (better or of) and dev is not None else ""
         said = f"dev {dev:.3f}{kept}" if dev is not None else "no dev slice"
-        self.report.line(f"epoch {epoch}/{self.options.epochs}  {said}")
+        self.report.line(f"epoch {epoch}/{self.plan.epochs}  {said}")
         self.report.line(f"  train     {row(trained)}")
         if held:
             self.report.line(f"  held-out  {row(held)}")
@@ -341,7 +391,7 @@ class Training:
         if not items:
             return {}, None
         found = character_losses(
-            self.passes.measured,
+            self.stage.passes.measured,
             items,
             self.options.max_tokens,
             self.on,
@@ -349,6 +399,7 @@ class Training:
             tick,
             stop=lambda: self.stop.asked,
             packed=self.packed,
+            speaking=self.stage.speaking,
         )
         self._save_if_due()
         return {name: mean.loss for name, mean in found.items()}, overall(found)
@@ -358,7 +409,7 @@ class Training:
     def _save(self) -> None:
         with self.processes.together():
             if self.processes.is_first:
-                checkpoint.save(self.folder, self.state, self.weights, self.optimizer, self.best)
+                checkpoint.save(self.folder, self.state, self.stage.weights, self.stage.optimizer, self.best)
         self.saved_at = time.monotonic()
 
     def _save_if_due(self) -> None:
@@ -371,8 +422,9 @@ class Training:
             raise Stopped(done, str(checkpoint.checkpoint_folder(self.folder)), self._command("--resume"))
 
     def _finish(self) -> dict[str, Any]:
-        """Write the adapter and its record; the checkpoint goes last, so a kill in between is mended by a resume."""
-        assert self.best is not None
+        """Write the adapter, the voices and the record; the checkpoint goes last, so a kill in between is mended by a
+        resume."""
+        self.stage.close()
         checkpoint.put(self.weights, self.best)
         running, log = self.folder / RUNNING_LOG, self.folder / LOG
         with self.processes.together():
@@ -381,12 +433,27 @@ class Training:
                     save_model(self.model, self.base, self.run)
                 else:
                     save_adapter(self.model, self.run.adapter, self.run.config.base)
+                self._write_voices()
                 with replacing(log) as file:
                     file.write(running.read_text(encoding="utf-8"))
                 machine = {"precision": self.on.precision, "device": self.on.device, "threads": self.threads}
                 machine |= {"processes": self.processes.world, "packed": self.packed}
-                machine |= {"kernels": self.passes.name, "why": self.passes.why} | gpu_memory()
+                machine |= self.kernels | gpu_memory()
                 write_json(self.run.record, training_record(self.run, self.state, self.plan, log, machine))
                 checkpoint.remove(self.folder)
                 running.unlink()
         return dict(read_json(self.run.record))
+
+    def _write_voices(self) -> None:
+        """Write the voices that are kept; those of an earlier training go."""
+        kept = [who for who, voice in self.state.voices.items() if voice["epoch"] is not None]
+        for who in sorted(self.state.voices.keys() - set(kept)):
+            self.report.line(f"{who} gets no voice: on the dev slice it was no better with one")
+        if not kept:
+            shutil.rmtree(self.run.voices, ignore_errors=True)
+            return
+        options = self.options
+        bank = new_voices(self.model, kept, options.voice_rank, VOICE_SCALE, self.run.config.seed)
+        checkpoint.put(bank.parameters(), self.best)
+        save_voices(bank, self.run.voices, self.run.config.base)
+        bank.remove()

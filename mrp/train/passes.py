@@ -2,7 +2,7 @@
 
     passes = choose_passes(model, weights, options, on, plan, rank, world)
     passes.begin_step()
-    found = passes.learn(rows, labelled, seed)      # gradients of sum(losses) / labelled are added to the weights'
+    found = passes.learn(rows, step, seed)      # gradients of sum(losses) / step.labelled are added to the weights'
     passes.name, passes.why                         # ("plain", "there is no CUDA GPU")
 
 The loop is one; it knows these few methods. Plain passes go through transformers, PEFT and autograd, on any machine
@@ -24,7 +24,8 @@ from mrp.errors import InputError, MrpError, need_extra, raise_all
 from mrp.models.load import Hardware
 from mrp.models.loss import make_batch, token_losses
 from mrp.report import Reporter
-from mrp.train.steps import Item, Plan
+from mrp.train.contrast import contrast
+from mrp.train.steps import Item, Plan, Step
 
 Rows = Sequence[Sequence[Item]]
 
@@ -35,6 +36,7 @@ class Losses:
 
     values: torch.Tensor  # (N,) in nats, where they were computed
     item: torch.Tensor  # (N,) on the CPU: the number of each one's item in the pass
+    contrast: torch.Tensor | None = None  # (R,) in nats: the second loss, of each reply that has a twin
 
 
 class Passes(Protocol):
@@ -46,7 +48,7 @@ class Passes(Protocol):
 
     def begin_step(self) -> None: ...
 
-    def learn(self, rows: Rows, labelled: int, seed: int) -> Losses: ...
+    def learn(self, rows: Rows, step: Step, seed: int) -> Losses: ...
 
 
 class PlainPasses:
@@ -55,28 +57,43 @@ class PlainPasses:
     name = "plain"
 
     def __init__(
-        self, model: Any, weights: dict[str, torch.nn.Parameter], on: Hardware, why: str, checkpointing: bool
+        self, model: Any, weights: dict[str, torch.nn.Parameter], on: Hardware, why: str, options: TrainOptions
     ) -> None:
         self.measured, self.weights, self.on, self.why = model, weights, on, why
-        if checkpointing:
-            inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-            try:
-                inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            except ValueError as error:
-                what = f"{type(inner).__name__} cannot compute its blocks again"
-                raise InputError(what, "train.checkpointing", "set train.checkpointing: false") from error
+        self.contrast = options.contrast
+        if options.checkpointing:
+            compute_blocks_again(model)
 
     def begin_step(self) -> None:
         for parameter in self.weights.values():
             parameter.grad = None
 
-    def learn(self, rows: Rows, labelled: int, seed: int) -> Losses:
+    def learn(self, rows: Rows, step: Step, seed: int) -> Losses:
         del seed  # dropout draws from torch's generator, which the loop sets
-        batch = make_batch([[item.rendered for item in row] for row in rows]).to(self.on.device)
+        twins = [[item.twin.rendered for item in row if item.twin] for row in rows]
+        rendered = [[item.rendered for item in row] for row in rows] + [row for row in twins if row]
+        batch = make_batch(rendered).to(self.on.device)
         with self.on.autocast_context():
             losses = token_losses(self.measured, batch)
-        (losses.sum() / labelled).backward()
-        return Losses(losses.detach(), batch.sample.cpu())
+        items = [item for row in rows for item in row]
+        own = sum(item.rendered.labelled for item in items)
+        loss, term = losses[:own].sum() / step.labelled, None
+        if any(twins):
+            term = contrast(losses[:own], items, losses[own:])
+            loss = loss + self.contrast * term.sum() / step.replies
+            term = term.detach()
+        loss.backward()
+        return Losses(losses[:own].detach(), batch.sample[:own].cpu(), term)
+
+
+def compute_blocks_again(model: Any) -> None:
+    """Keep only what goes into each block of `model`; `InputError` if it cannot."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        what = f"{type(inner).__name__} cannot compute its blocks again"
+        raise InputError(what, "train.checkpointing", "set train.checkpointing: false") from error
 
 
 class FastPasses:
@@ -97,11 +114,11 @@ class FastPasses:
     def begin_step(self) -> None:
         self.engine.begin_step()
 
-    def learn(self, rows: Rows, labelled: int, seed: int) -> Losses:
+    def learn(self, rows: Rows, step: Step, seed: int) -> Losses:
         from mrp.train.fast.rows import flatten
 
         batch = make_batch([[item.rendered for item in row] for row in rows])
-        losses = self.engine.learn(flatten(batch, self.engine.shape, 1 / labelled, seed))
+        losses = self.engine.learn(flatten(batch, self.engine.shape, 1 / step.labelled, seed))
         return Losses(losses[: len(batch.target)], batch.sample)
 
 
@@ -116,6 +133,8 @@ def _place_embedding(model: Any, on_host: bool) -> None:
 def _micro_batches(plan: Plan, options: TrainOptions, world: int) -> Iterable[list[list[tuple[int, int]]]]:
     """The sizes of all that will ever be passed: every process's training passes, and the rows of measuring."""
     for step in plan.steps:
+        if step.stage:
+            continue  # voices are trained in plain passes
         for rank in range(world):
             mine = step.rows[rank::world]
             for at in range(0, len(mine), options.micro_batch):
@@ -147,6 +166,8 @@ def choose_passes(
 
     needs_fast = options.kernels == "fast" or options.offload
     reason = "the run asks for them" if options.kernels == "plain" else why_not(model, options, on.device)
+    if not reason and options.contrast:
+        reason = "they have no room for the second loss of train.contrast"
     if not reason and on.weights != torch.bfloat16:
         reason = f"the base is in {on.weights}, not in bf16"
     if not reason:
@@ -164,7 +185,7 @@ def choose_passes(
         raise InputError(f"the fast kernels cannot be used: {reason}", where, fix)
     if on.device == "cuda" and options.kernels == "auto":
         report.warn(f"training: plain kernels, since {reason}")
-    return PlainPasses(model, weights, on, reason, options.checkpointing)
+    return PlainPasses(model, weights, on, reason, options)
 
 
 def check_machine(options: TrainOptions, on: Hardware) -> None:
@@ -191,8 +212,12 @@ def too_little_memory(options: TrainOptions) -> InputError:
     steps = (
         (options.bits == 16 and options.method == "lora", "train.bits: 4"),
         (not options.checkpointing, "train.checkpointing: true"),
-        (not options.offload and options.method == "lora", "train.offload: true (with train.checkpointing: true)"),
+        (
+            not (options.offload or options.voices or options.contrast) and options.method == "lora",
+            "train.offload: true (with train.checkpointing: true)",
+        ),
         (options.micro_batch > 1, "train.micro_batch: 1 (and more train.accumulation)"),
+        (options.voices and options.voice_rows > 1, "train.voice_rows: 1"),
         (options.optimizer == "adamw", "train.optimizer: adamw-8bit"),
         (options.adapter_bits == 32 and options.method == "lora", "train.adapter_bits: 16"),
     )
@@ -208,8 +233,11 @@ def pass_seed(seed: int, step: int, rank: int, row: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW over the trained weights; `SetupError` if its 8-bit form is asked for and bitsandbytes is missing."""
+def make_optimizer(parameters: Iterable[Any], options: TrainOptions) -> torch.optim.Optimizer:
+    """AdamW over the trained weights, or over groups of them as torch takes them.
+
+    `SetupError` if its 8-bit form is asked for and bitsandbytes is missing.
+    """
     chosen = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
     if options.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **chosen)

@@ -18,6 +18,7 @@ from mrp.config import Run
 from mrp.errors import InputError
 from mrp.files import fingerprint, read_json, sha256_file
 from mrp.models.bases import model_identity
+from mrp.models.voices import voices_in
 from mrp.plan.command import predicted_memory
 from mrp.train import full, lora
 from mrp.train.checkpoint import State
@@ -87,7 +88,14 @@ def finished_record(run: Run, inputs: dict[str, Any]) -> dict[str, Any] | None:
     record = read_json(run.record) if run.record.is_file() else {}
     weights, config = trained_files(run)
     same = record.get("fingerprint") == training_fingerprint(inputs) and config.is_file()
-    return record if same and weights.is_file() and record.get("adapter_sha256") == sha256_file(weights) else None
+    if not (same and weights.is_file() and record.get("adapter_sha256") == sha256_file(weights)):
+        return None
+    return record if voice_hashes(run) == record["voices_sha256"] else None
+
+
+def voice_hashes(run: Run) -> dict[str, str]:
+    """SHA-256 of the weights of each voice in the run folder."""
+    return {who: sha256_file(run.voices / who / lora.WEIGHTS) for who in voices_in(run.voices)}
 
 
 def trained_files(run: Run) -> tuple[Path, Path]:
@@ -112,7 +120,12 @@ def realised_order(log: Path) -> dict[str, Any]:
 def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict[str, Any]) -> dict[str, Any]:
     """`run.json` of a finished training, whose adapter is written; `log` holds its steps."""
     after: dict[str, float] = next((e["held_out_loss"] for e in state.epochs if e["epoch"] == state.best_epoch), {})
-    held = {name: {"before": state.before[name], "after": after[name]} for name in state.before if name in after}
+    with_voice = after | {who: v["held_out_loss"] for who, v in state.voices.items() if v.get("held_out_loss")}
+    held = {}
+    for name in state.before.keys() & after.keys():
+        adapter = {"adapter": after[name]} if state.voices else {}
+        held[name] = {"before": state.before[name]} | adapter | {"after": with_voice[name]}
+    held = {name: held[name] for name in state.before if name in held}
     made_of = {
         "samples": len(plan.samples),
         "dev_samples": len(plan.dev_samples),
@@ -123,6 +136,7 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
     return {
         "fingerprint": training_fingerprint(state.inputs),
         "adapter_sha256": sha256_file(trained_files(run)[0]),
+        "voices_sha256": voice_hashes(run),
         "options": run.config.model_dump(),
         "origins": run.origins,
         "data": state.inputs["data"] | made_of,
@@ -136,10 +150,11 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
             "steps": state.step,
             "tokens": state.tokens,
             "labelled_tokens": state.labelled,
-            "measured_tokens": plan.measured_tokens(len(state.epochs)),
+            "measured_tokens": plan.measured_tokens(e["stage"] for e in state.epochs),
             "seconds": round(state.seconds, 1),
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
             "chosen_epoch": state.best_epoch,
+            "voices": state.voices,
             "held_out_loss": held,
             "epochs": state.epochs,
         },
@@ -151,6 +166,9 @@ def _memory_predicted(run: Run, plan: Plan, machine: dict[str, Any]) -> dict[str
     if "gpu_memory_mib" not in machine:
         return {}
     rows = [
-        [(len(item.rendered.input_ids), item.rendered.labelled) for item in row] for s in plan.steps for row in s.rows
+        [(item.tokens, item.rendered.labelled * (2 if item.twin else 1)) for item in row]
+        for step in plan.steps
+        if step.stage == 0
+        for row in step.rows
     ]
     return {"gpu_memory_predicted_mib": predicted_memory(run, rows, machine["kernels"])}

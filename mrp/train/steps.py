@@ -10,8 +10,8 @@ processes), and a resumed run knows where it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mrp.cast import PLAIN, Cast
 from mrp.config import Run, TrainOptions
@@ -22,6 +22,17 @@ from mrp.data.split import held_out_scenes
 from mrp.errors import InputError
 from mrp.files import read_json
 from mrp.render import ChatTemplate, Rendered, render_sample
+from mrp.train.voice_steps import plan_voices
+
+ADAPTER = "adapter"  # who learns in the first stage: what all characters share
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The same piece under another character's identity (`mrp.train.contrast`)."""
+
+    identity: str
+    rendered: Rendered
 
 
 @dataclass(frozen=True)
@@ -30,27 +41,50 @@ class Item:
 
     sample: Sample
     rendered: Rendered
+    twin: Twin | None = None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.rendered.input_ids) + (len(self.twin.rendered.input_ids) if self.twin else 0)
+
+    @property
+    def length(self) -> int:
+        """Tokens that it takes of a row; a twin lies at the same place of a row beside."""
+        twin = len(self.twin.rendered.input_ids) if self.twin else 0
+        return max(len(self.rendered.input_ids), twin)
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimizer step: packed rows in order."""
 
-    epoch: int  # from 0
+    epoch: int  # from 0, counted on through all stages
     rows: tuple[tuple[Item, ...], ...]
     ends_epoch: bool
+    stage: int = 0  # 0: the adapter (or all weights), then the groups of voices
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # who learns: its own step (from 0) of how many
+
+    @property
+    def items(self) -> list[Item]:
+        return [item for row in self.rows for item in row]
 
     @property
     def labelled(self) -> int:
-        return sum(item.rendered.labelled for row in self.rows for item in row)
+        return sum(item.rendered.labelled for item in self.items)
 
     @property
     def tokens(self) -> int:
-        return sum(len(item.rendered.input_ids) for row in self.rows for item in row)
+        """With those of twins."""
+        return sum(item.tokens for item in self.items)
+
+    @property
+    def replies(self) -> int:
+        """Replies that have a twin."""
+        return sum(item.rendered.replies for item in self.items if item.twin)
 
     @property
     def sample_ids(self) -> list[str]:
-        return [item.sample.id for row in self.rows for item in row]
+        return [item.sample.id for item in self.items]
 
 
 @dataclass(frozen=True)
@@ -65,10 +99,25 @@ class Plan:
     left_out: list[dict[str, object]]  # replies that are longer than a row: set, sample, source, how many replies
     pieces_cut: int  # trained pieces that begin in the middle of a sample longer than a row
 
-    def measured_tokens(self, epochs: int) -> int:
-        """Tokens of measuring: the held-out items before training and after each epoch, the dev items after each."""
-        dev, held_out = (sum(len(i.rendered.input_ids) for i in items) for items in (self.dev, self.held_out))
-        return held_out * (1 + epochs) + dev * epochs
+    def measured_tokens(self, stages: Iterable[int]) -> int:
+        """Tokens of measuring: the held-out items before training; both after each epoch, those of the voices' own
+        characters after theirs. `stages`: of each measured epoch."""
+        total = sum(len(item.rendered.input_ids) for item in self.held_out)
+        for stage in stages:
+            own = self.learners(stage)
+            for item in (*self.dev, *self.held_out):
+                if stage == 0 or item.sample.character in own:
+                    total += len(item.rendered.input_ids)
+        return total
+
+    def learners(self, stage: int) -> list[str]:
+        """Who learns in a stage: "adapter", or characters whose voices do."""
+        return list(dict.fromkeys(who for step in self.steps if step.stage == stage for who in step.places))
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages."""
+        return self.steps[-1].epoch + 1
 
 
 def plan_training(run: Run, template: ChatTemplate, world: int = 1, packed: bool = True) -> Plan:
@@ -87,7 +136,9 @@ def plan_training(run: Run, template: ChatTemplate, world: int = 1, packed: bool
     for name, part in (("train", samples), ("dev", dev_samples), ("held-out", held)):
         items[name], too_long = render_all(part, template, run.cast, options.max_tokens)
         left_out += [{"set": name} | entry for entry in too_long]
-    steps = plan_steps(samples, items["train"], run, world, packed)
+    steps = plan_steps(samples, items["train"], run, template, world, packed)
+    if steps and options.voices:
+        steps += plan_voices(samples, items["train"], run, packed)
     if not steps:
         fix = "raise train.max_tokens, or add dialogues"
         raise InputError("there is nothing to train: no sample fits", str(run.data / TRAIN), fix)
@@ -159,28 +210,31 @@ def plan_steps(
     samples: Sequence[Sample],
     items: dict[str, list[Item]],
     run: Run,
+    template: ChatTemplate,
     world: int,
     packed: bool = True,
 ) -> list[Step]:
-    """All steps of a training. `samples` are in the order of epoch 0 (the order of the file)."""
+    """All steps of the adapter (or of all weights). `samples` are in the order of epoch 0 (the order of the file)."""
+    from mrp.train.contrast import Twins
+
     options = run.config.train
+    twins = Twins(run, template) if options.contrast else None
     rows_a_step = options.micro_batch * options.accumulation * world
-    steps: list[Step] = []
+    found: list[tuple[int, tuple[tuple[Item, ...], ...], bool]] = []
     for epoch in range(options.epochs):
         ordered = samples if epoch == 0 else in_order(samples, run, epoch)
-        flat = [item for sample in ordered for item in items[sample.id]]
-        lengths = [len(item.rendered.input_ids) for item in flat]
-        numbers = pack(lengths, options.max_tokens) if packed else [[index] for index in range(len(flat))]
+        flat = [i for s in ordered for i in (twins.beside(items[s.id], epoch) if twins else items[s.id])]
+        numbers = pack([i.length for i in flat], options.max_tokens) if packed else [[n] for n in range(len(flat))]
         rows = [tuple(flat[i] for i in row) for row in numbers]
         for at in range(0, len(rows), rows_a_step):
-            steps.append(Step(epoch, tuple(rows[at : at + rows_a_step]), at + rows_a_step >= len(rows)))
-    return steps
+            found.append((epoch, tuple(rows[at : at + rows_a_step]), at + rows_a_step >= len(rows)))
+    return [Step(*step, 0, {ADAPTER: (number, len(found))}) for number, step in enumerate(found)]
 
 
-def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
+def learning_rate(step: int, steps: int, peak: float, options: TrainOptions) -> float:
     """The rate of a step (from 0): linear warm-up over at least two steps, then cosine to zero after the last."""
     warmup = min(max(2, round(options.warmup * steps)), max(steps - 1, 1))
     if step < warmup:
-        return options.learning_rate * (step + 1) / (warmup + 1)
+        return peak * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(steps - warmup, 1)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return peak * 0.5 * (1 + math.cos(math.pi * done))

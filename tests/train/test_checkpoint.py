@@ -18,7 +18,7 @@ from mrp.config import Run
 from mrp.errors import SetupError
 from mrp.files import LOCK_NAME, settle_folder
 from mrp.train import checkpoint
-from mrp.train.checkpoint import State, copy_of, load, read_state, remove, save
+from mrp.train.checkpoint import State, copy_of, load, load_best, read_state, remove, save
 from mrp.train.loop import train
 
 MakeRun = Callable[..., Run]
@@ -46,7 +46,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     save(tmp_path, state, weights, optimizer, best)
     others = parameters()
     other_optimizer = torch.optim.AdamW(others.values(), lr=0.1)
-    found = load(tmp_path, others, other_optimizer)
+    load(tmp_path, others, other_optimizer)
+    found = load_best(tmp_path)
     assert read_state(tmp_path) == state
     assert found and all(torch.equal(found[name], best[name]) for name in best)
     assert all(torch.equal(others[name], weights[name]) for name in weights)
@@ -60,7 +61,7 @@ def test_no_pickle_of_code_is_read_back(tmp_path: Path) -> None:
             return (os.system, ("true",))
 
     weights = parameters()
-    save(tmp_path, State({}, step=1), weights, stepped(weights), None)
+    save(tmp_path, State({}, step=1), weights, stepped(weights), {})
     torch.save(Bad(), checkpoint.checkpoint_folder(tmp_path) / "optimizer.pt")
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         load(tmp_path, weights, stepped(weights))
@@ -68,7 +69,7 @@ def test_no_pickle_of_code_is_read_back(tmp_path: Path) -> None:
 
 def test_a_removed_checkpoint_is_none_even_if_its_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = parameters()
-    save(tmp_path, State({}, step=1), weights, stepped(weights), None)
+    save(tmp_path, State({}, step=1), weights, stepped(weights), {})
     monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)  # killed before it is done
     remove(tmp_path)
     assert read_state(tmp_path) is None

@@ -153,7 +153,7 @@ def test_a_character_taken_out_of_the_cast_since_the_build_is_named(make_run: Ma
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 97, 1000])
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.5, 0.99])
 def test_the_rate_rises_for_two_steps_or_more_then_falls_to_zero(steps: int, warmup: float) -> None:
-    rates = [learning_rate(step, steps, TrainOptions(learning_rate=0.1, warmup=warmup)) for step in range(steps)]
+    rates = [learning_rate(step, steps, 0.1, TrainOptions(warmup=warmup)) for step in range(steps)]
     peak = rates.index(max(rates))
     assert all(0 < rate <= 0.1 for rate in rates)
     assert rates[0] >= 0.1 / max(3, warmup * steps + 1.5)  # not near zero, however few steps there are
@@ -166,7 +166,7 @@ def test_the_rate_rises_for_two_steps_or_more_then_falls_to_zero(steps: int, war
 
 
 def test_the_rate_of_a_known_schedule() -> None:
-    options = TrainOptions(learning_rate=0.1, warmup=0)
-    rates = [learning_rate(step, 6, options) for step in range(6)]
+    options = TrainOptions(warmup=0)
+    rates = [learning_rate(step, 6, 0.1, options) for step in range(6)]
     assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1 * 0.853553, 0.05, 0.1 * 0.146447], rel=1e-5)
-    assert learning_rate(999, 1000, options) < 1e-6
+    assert learning_rate(999, 1000, 0.1, options) < 1e-6

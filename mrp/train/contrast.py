@@ -1,0 +1,87 @@
+"""The contrast: a reply must be likelier under its own identity than under another character's.
+
+    twins = Twins(run, template)
+    items = twins.beside(items, epoch=0)             # each with the same lines under another identity
+    term = contrast(own, items, other)               # one number a reply, in nats
+
+A twin is the same sample through the same view and renderer; only the system message tells of somebody else. For a
+reply of n tokens, G is the sum of what its tokens cost more under the other identity, and the term softplus(-G), the
+logistic loss of telling the two apart; what was tried is in docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from mrp.cast import PLAIN
+from mrp.config import Run
+from mrp.data.samples import Sample
+from mrp.errors import InputError
+from mrp.render import ChatTemplate, Rendered, render_sample
+from mrp.train.steps import Item, Twin
+
+
+class Twins:
+    """Renders samples under other identities; each pair once."""
+
+    def __init__(self, run: Run, template: ChatTemplate) -> None:
+        self.run, self.template = run, template
+        self._known: dict[tuple[str, str], list[Rendered]] = {}
+        if len(run.cast.characters) < 2:
+            fix = "set train.contrast: 0, or add a character"
+            raise InputError("a contrast needs two characters, and the cast has one", "train.contrast", fix)
+
+    def beside(self, items: Sequence[Item], epoch: int) -> list[Item]:
+        """The pieces of one sample, each with its twin.
+
+        Without: general chat data, and a sample longer than a row that is cut elsewhere under a longer persona.
+        """
+        if not items or items[0].sample.character == PLAIN:
+            return list(items)
+        other = self.other(items[0].sample, epoch)
+        pieces = self._rendered(items[0].sample, other)
+        if [_learnt(item.rendered) for item in items] != [_learnt(piece) for piece in pieces]:
+            return list(items)
+        return [dataclasses.replace(i, twin=Twin(other, p)) for i, p in zip(items, pieces, strict=True)]
+
+    def other(self, sample: Sample, epoch: int) -> str:
+        """Another character, drawn by seed, epoch and sample alone."""
+        others = [c.id for c in self.run.cast if c.id != sample.character]
+        text = f"contrast {self.run.config.seed} {epoch} {sample.id}".encode()
+        return others[int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") % len(others)]
+
+    def _rendered(self, sample: Sample, other: str) -> list[Rendered]:
+        if (sample.id, other) not in self._known:
+            limit = self.run.config.train.max_tokens
+            pieces, _ = render_sample(self.template, self.run.cast, sample, limit, identity=other)
+            self._known[sample.id, other] = pieces
+        return self._known[sample.id, other]
+
+
+def _learnt(rendered: Rendered) -> list[int]:
+    return [token for token, labelled in zip(rendered.input_ids, rendered.loss, strict=True) if labelled]
+
+
+def contrast(own: torch.Tensor, items: Sequence[Item], other: torch.Tensor) -> torch.Tensor:
+    """(R,) the term of each reply that has a twin, in nats.
+
+    `own` (N,) are the losses of the labelled tokens of `items`, `other` (M,) those of their twins, both in order.
+    """
+    paired, reply, number = [], [], -1
+    for item in items:
+        before = False
+        for labelled in item.rendered.loss:
+            if labelled:
+                paired.append(item.twin is not None)
+                number += item.twin is not None and not before
+                if item.twin is not None:
+                    reply.append(number)
+            before = labelled
+    mine = own[torch.tensor(paired, device=own.device)]
+    more = torch.zeros(number + 1, dtype=own.dtype, device=own.device)
+    return F.softplus(-more.index_add(0, torch.tensor(reply, device=own.device), other - mine))

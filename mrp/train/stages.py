@@ -1,0 +1,155 @@
+"""The stages of a training: what all characters share is learnt first, then, over it and frozen, their voices.
+
+    stage = adapter_stage(weights, passes, options)
+    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on)
+    rate = stage.set_rates(step, options)           # then passes, and the sum over processes
+    norm = stage.clip(step, options.clip)
+    stage.optimizer.step()
+
+The loop is the same for both. A stage has learners: one in the first, and the voices of a group in the others, each
+with its own rate, its own clip and its own optimizer state, so that voices learn side by side what each would alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mrp.config import TrainOptions
+from mrp.models.load import Hardware
+from mrp.models.loss import make_batch, token_losses
+from mrp.models.voices import VoiceBank, new_voices
+from mrp.train.checkpoint import State
+from mrp.train.passes import Losses, Passes, Rows, compute_blocks_again, make_optimizer
+from mrp.train.steps import ADAPTER, Step, learning_rate
+
+VOICE_SCALE = 16  # alpha of a voice
+
+
+@dataclass
+class Stage:
+    """Who learns now, and how."""
+
+    number: int  # 0: the adapter
+    learners: dict[str, dict[str, torch.nn.Parameter]]
+    peak: float  # learning rate
+    passes: Passes
+    optimizer: torch.optim.Optimizer  # a group for each learner, in order
+    rows_at_once: int
+    bank: VoiceBank | None = None
+
+    @property
+    def weights(self) -> dict[str, torch.nn.Parameter]:
+        return {name: weight for own in self.learners.values() for name, weight in own.items()}
+
+    @property
+    def speaking(self) -> Callable[[Sequence[str | None]], AbstractContextManager[None]] | None:
+        """How rows get their voices while they are measured; None without any."""
+        return self.bank.speaking if self.bank else None
+
+    def learning(self, step: Step) -> list[torch.nn.Parameter]:
+        """The weights that learn in a step: a voice that has no more rows in an epoch waits."""
+        return [weight for who in self.learners if who in step.places for weight in self.learners[who].values()]
+
+    def set_rates(self, step: Step, options: TrainOptions) -> float:
+        """Give each learner the rate of its own place in its own steps; returns the highest."""
+        rates = {who: learning_rate(*place, self.peak, options) for who, place in step.places.items()}
+        for who, group in zip(self.learners, self.optimizer.param_groups, strict=True):
+            group["lr"] = rates.get(who, 0.0)
+        return max(rates.values())
+
+    def clip(self, step: Step, limit: float) -> float:
+        """Clip each learner's gradient by its own norm; returns the norm of all of them before."""
+        norms = [
+            float(torch.nn.utils.clip_grad_norm_(list(weights.values()), limit))
+            for who, weights in self.learners.items()
+            if who in step.places
+        ]
+        return norms[0] if len(norms) == 1 else math.hypot(*norms)
+
+    def close(self) -> None:
+        """Take the voices off the model."""
+        if self.bank:
+            self.bank.remove()
+
+
+def adapter_stage(weights: dict[str, torch.nn.Parameter], passes: Passes, options: TrainOptions) -> Stage:
+    """The adapter, or with full fine-tuning all weights."""
+    optimizer = make_optimizer(weights.values(), options)
+    return Stage(0, {ADAPTER: weights}, options.learning_rate, passes, optimizer, options.micro_batch)
+
+
+def voice_stage(
+    model: Any, ids: Sequence[str], number: int, options: TrainOptions, seed: int, on: Hardware, why: str
+) -> Stage:
+    """The voices of `ids`, over the frozen `model`."""
+    bank = new_voices(model, ids, options.voice_rank, VOICE_SCALE, seed, options.dropout)
+    learners: dict[str, dict[str, torch.nn.Parameter]] = {who: {} for who in ids}
+    for name, weight in bank.parameters().items():
+        learners[name.partition("/")[0]][name] = weight
+    optimizer = make_optimizer([{"params": list(own.values())} for own in learners.values()], options)
+    passes = VoicePasses(model, bank, on, why, options.checkpointing)
+    return Stage(number, learners, options.voice_learning_rate, passes, optimizer, len(ids), bank)
+
+
+class VoicePasses:
+    """Rows of several characters in one pass, each with its voice and its own mean; through autograd."""
+
+    name = "plain"
+
+    def __init__(self, model: Any, bank: VoiceBank, on: Hardware, why: str, checkpointing: bool) -> None:
+        self.measured, self.bank, self.on, self.why = model, bank, on, why
+        if checkpointing:
+            compute_blocks_again(model)
+
+    def begin_step(self) -> None:
+        for parameter in self.bank.parameters().values():
+            parameter.grad = None
+
+    def learn(self, rows: Rows, step: Step, seed: int) -> Losses:
+        """A row is the whole of its voice's step, so a token counts by how many its row has."""
+        del step, seed
+        batch = make_batch([[item.rendered for item in row] for row in rows]).to(self.on.device)
+        self.bank.is_training = True
+        try:
+            with self.bank.speaking([row[0].sample.character for row in rows]):
+                with self.on.autocast_context():
+                    losses = token_losses(self.measured, batch)
+                counts = torch.bincount(batch.row, minlength=len(rows))
+                (losses / counts[batch.row]).sum().backward()
+        finally:
+            self.bank.is_training = False
+        return Losses(losses.detach(), batch.sample.cpu())
+
+
+# -- which epoch's weights are kept ----------------------------------------------------------------------------------
+
+
+def keep_adapter(state: State, epoch: int, dev_loss: float | None) -> list[str]:
+    """[ADAPTER] if the dev loss after `epoch` (from 1) is the best so far, or nobody knows; noted in `state`."""
+    if dev_loss is not None and state.best_dev_loss is not None and dev_loss >= state.best_dev_loss:
+        return []
+    state.best_epoch, state.best_dev_loss = epoch, dev_loss
+    return [ADAPTER]
+
+
+def keep_voices(
+    state: State, ids: Sequence[str], epoch: int, dev: dict[str, float], held: dict[str, float]
+) -> list[str]:
+    """Those whose dev loss after `epoch` (from 1) of the voices is the best so far, having none included.
+
+    A character without dev samples keeps its latest: nothing speaks against it. Noted in `state`.
+    """
+    better = []
+    for who in ids:
+        kept = state.voices[who]
+        if who in dev and kept["dev_loss"] is not None and dev[who] >= kept["dev_loss"]:
+            continue
+        kept |= {"epoch": epoch, "dev_loss": dev.get(who), "held_out_loss": held.get(who)}
+        better.append(who)
+    return better

@@ -1,0 +1,240 @@
+"""Voices in training: each learns what it would alone, over a frozen adapter; stopped and resumed the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from shapes import SHAPES
+from tiny_runs import PEOPLE, Heard, adapter_bytes, measured, read_log, read_record, result, stop_at, trained_ids
+
+from mrp.config import Run, load_run
+from mrp.data.samples import in_order
+from mrp.errors import InputError, Stopped
+from mrp.evaluate.held_out import character_losses
+from mrp.models.load import hardware, load_model
+from mrp.models.voices import load_voices, voices_in
+from mrp.render import ChatTemplate
+from mrp.train import loop
+from mrp.train.checkpoint import State
+from mrp.train.loop import train
+from mrp.train.lora import load_adapter
+from mrp.train.stages import keep_voices
+from mrp.train.steps import plan_training
+
+MakeRun = Callable[..., Run]
+VOICES: dict[str, Any] = {"voices": True, "voice_rank": 2, "voice_learning_rate": 5e-3, "epochs": 1}
+
+
+def voice_weights(run: Run) -> dict[str, dict[str, torch.Tensor]]:
+    return {who: load_file(run.voices / who / "adapter_model.safetensors") for who in voices_in(run.voices)}
+
+
+def result_with_voices(run: Run) -> Any:
+    """What must be equal, bit for bit: as `result`, and the voices."""
+    files = {who: (run.voices / who / "adapter_model.safetensors").read_bytes() for who in voices_in(run.voices)}
+    return result(run), files, [row.get("voices") for row in read_log(run)]
+
+
+# -- what they learn ----------------------------------------------------------------------------------------------
+
+
+def test_voices_trained_together_equal_those_trained_alone(make_run: MakeRun) -> None:
+    """fp32, no dropout: a group of three, and three groups of one, which wait for nobody."""
+    together, alone = (make_run(str(rows), voice_rows=rows, dev=0, max_tokens=192, **VOICES) for rows in (3, 1))
+    for run in (together, alone):
+        train(run)
+    steps = [[row["voices"] for row in read_log(run) if "voices" in row] for run in (together, alone)]
+    assert max(map(len, steps[0])) == 3 and min(map(len, steps[0])) < 3  # they have different numbers of rows
+    assert all(len(speaking) == 1 for speaking in steps[1])
+    one, other = voice_weights(together), voice_weights(alone)
+    assert one.keys() == other.keys() == PEOPLE.keys()
+    for who, own in one.items():
+        moved = max(float(value.abs().max()) for name, value in own.items() if "lora_B" in name)
+        apart = max(float((value - other[who][name]).abs().max()) for name, value in own.items())
+        assert apart < 1e-4 < 1e-3 < moved, who
+
+
+def test_the_adapter_below_the_voices_is_that_of_a_run_without(make_run: MakeRun, uninterrupted: MakeRun) -> None:
+    voiced, plain = make_run(**VOICES), uninterrupted(epochs=1)
+    train(voiced)
+    assert adapter_bytes(voiced) == adapter_bytes(plain)
+    assert not plain.voices.exists()
+    ours, theirs = (read_record(run)["measures"]["held_out_loss"] for run in (voiced, plain))
+    for who in PEOPLE:
+        assert (ours[who]["before"], ours[who]["adapter"]) == (theirs[who]["before"], theirs[who]["after"])
+
+
+def test_the_losses_told_are_those_of_base_adapter_and_voice_as_they_lie_there(make_run: MakeRun) -> None:
+    run = make_run(dev=0, **VOICES)
+    record = train(run)
+    plan = plan_training(run, ChatTemplate(SHAPES["chatml"].tokenizer()))
+    model = load_adapter(load_model(Path(run.config.base), hardware("fp32")), run.adapter)
+    bank = load_voices(model, run.voices)
+    found = character_losses(model, plan.held_out, 384, hardware("fp32"), speaking=bank.speaking)
+    for who, losses in record["measures"]["held_out_loss"].items():
+        assert found[who].loss == pytest.approx(losses["after"], rel=1e-5)
+        assert losses["after"] < losses["adapter"] < losses["before"], who
+
+
+def test_each_voice_sees_its_own_samples_once_an_epoch_in_the_order_asked_for(make_run: MakeRun) -> None:
+    run = make_run(voice_epochs=3, **VOICES)
+    train(run)
+    plan = plan_training(run, ChatTemplate(SHAPES["chatml"].tokenizer()))
+    log = [row for row in read_log(run) if "voices" in row]
+    assert [row["epoch"] for row in log] == sorted(row["epoch"] for row in log)
+    for epoch in range(3):
+        seen = [i for row in log if row["epoch"] == epoch + 2 for i in row["samples"]]
+        for who in PEOPLE:
+            own = [s for s in plan.samples if s.character == who]
+            expected = [s.id for s in in_order(own, run, epoch + 1)]
+            assert [i for i in seen if f"@{who}" in i] == expected
+    assert len(trained_ids(run)) == 4 * len(plan.samples)
+
+
+def test_a_voice_that_helps_nobody_is_not_kept_and_that_is_told(make_run: MakeRun) -> None:
+    run = make_run(**VOICES | {"voice_learning_rate": 0.9})
+    heard = Heard()
+    record = train(run, report=heard)
+    assert not run.voices.exists()
+    for who in PEOPLE:
+        assert record["measures"]["voices"][who]["epoch"] is None
+        losses = record["measures"]["held_out_loss"][who]
+        assert losses["after"] == losses["adapter"]
+        assert any(line.startswith(f"{who} gets no voice") for line in heard.lines)
+
+
+def test_a_voice_keeps_its_best_epoch() -> None:
+    state = State({}, voices={who: {"epoch": None, "dev_loss": 2.0} for who in ("a", "b")} | {"c": {"dev_loss": None}})
+    assert keep_voices(state, ["a", "b", "c"], 1, {"a": 1.5, "b": 2.5}, {}) == ["a", "c"]
+    assert keep_voices(state, ["a", "b", "c"], 2, {"a": 1.6, "b": 1.9}, {}) == ["b", "c"]
+    assert {who: voice["epoch"] for who, voice in state.voices.items()} == {"a": 1, "b": 2, "c": 2}
+
+
+# -- stopping and going on ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_stopped_in_every_stage_it_ends_as_if_it_had_not_been(
+    make_run: MakeRun, uninterrupted: MakeRun, dropout: float
+) -> None:
+    options = VOICES | {"dropout": dropout, "voice_rows": 2}  # two groups
+    whole, stopped = uninterrupted(**options), make_run(**options)
+    stages = [row.get("voices") for row in read_log(whole)]
+    adapter = stages.count(None)
+    last_of_first_group = max(k for k, who in enumerate(stages, 1) if who and len(who) == 2)
+    done = 0
+    for step in (2, adapter, adapter + 1, adapter + 3, last_of_first_group, len(stages)):
+        with pytest.raises(Stopped, match=f"after step {step} of {len(stages)}"):
+            train(stopped, resume=done > 0, report=stop_at(step - done))
+        assert not stopped.adapter.exists() and not stopped.voices.exists()
+        done = step
+    train(stopped, resume=True)
+    assert result_with_voices(stopped) == result_with_voices(whole)
+
+
+def test_a_crash_while_the_voices_are_written_is_mended_by_a_resume(
+    make_run: MakeRun, uninterrupted: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole = make_run(**VOICES), uninterrupted(**VOICES)
+
+    def dying(*_: Any) -> None:
+        raise SystemError("gone")
+
+    monkeypatch.setattr(loop, "save_voices", dying)
+    with pytest.raises(SystemError):
+        train(run)
+    monkeypatch.undo()
+    train(run, resume=True)
+    assert result_with_voices(run) == result_with_voices(whole)
+
+
+def test_a_stop_while_voices_are_measured_ends_at_once(
+    make_run: MakeRun, uninterrupted: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole = make_run(**VOICES), uninterrupted(**VOICES)
+    real, calls = loop.character_losses, 0
+
+    def losses(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += named["speaking"] is not None
+        if calls == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given, **named)
+
+    monkeypatch.setattr(loop, "character_losses", losses)
+    with pytest.raises(Stopped):
+        train(run)
+    monkeypatch.undo()
+    train(run, resume=True)
+    assert result_with_voices(run) == result_with_voices(whole)
+
+
+def test_a_finished_training_is_done_again_only_if_a_voice_is_gone_or_an_option_changed(make_run: MakeRun) -> None:
+    run = make_run(**VOICES)
+    train(run)
+    heard = Heard()
+    train(run, report=heard)
+    assert "done already" in heard.lines[-1]
+    before = result_with_voices(run)
+    shutil.rmtree(run.voices / "tang")
+    train(run)
+    assert result_with_voices(run) == before
+    train(load_run(run.path, {"train.voice_epochs": "1"}))
+    assert len(read_log(run)) < len(before[2])
+
+
+def test_voices_go_when_a_run_without_takes_their_place(make_run: MakeRun) -> None:
+    run = make_run(**VOICES)
+    train(run)
+    assert voices_in(run.voices) == sorted(PEOPLE)
+    train(load_run(run.path, {"train.voices": "off"}))
+    assert not run.voices.exists()
+    assert all("adapter" not in losses for losses in read_record(run)["measures"]["held_out_loss"].values())
+
+
+# -- around them --------------------------------------------------------------------------------------------------
+
+
+def test_blocks_computed_again_change_nothing(make_run: MakeRun, uninterrupted: MakeRun) -> None:
+    again, once = make_run(checkpointing=True, **VOICES), uninterrupted(**VOICES)
+    train(again)
+    for mine, yours in zip(measured(again), measured(once), strict=True):
+        assert mine == pytest.approx(yours, rel=1e-4)
+
+
+def test_general_chat_data_has_no_voice(make_run: MakeRun, tmp_path: Path) -> None:
+    rows = '{"messages": [{"role": "user", "content": "One and one?"}, {"role": "assistant", "content": "Two."}]}\n'
+    (tmp_path / "general.jsonl").write_text(rows * 1, encoding="utf-8")
+    run = make_run(**VOICES)
+    from mrp.data.build import build_data
+
+    mixed = load_run(run.path, {"data.mix": "0.5", "data.mix_files": f"[{tmp_path / 'general.jsonl'}]"})
+    build_data(mixed)
+    record = train(mixed)
+    assert "plain" in record["measures"]["epochs"][0]["train_loss"]
+    assert voices_in(mixed.voices) == sorted(PEOPLE)
+    assert all("plain" not in row["voices"] for row in read_log(mixed) if "voices" in row)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"voices": True, "method": "full"}, "full fine-tuning"),
+        ({"voices": True, "offload": True, "checkpointing": True}, "without offloading"),
+        ({"contrast": 0.5, "kernels": "fast"}, "second loss"),
+    ],
+    ids=str,
+)
+def test_options_that_exclude_each_other_are_refused(make_run: MakeRun, given: dict[str, Any], what: str) -> None:
+    run = make_run(own=1, shared=0)
+    with pytest.raises(InputError, match=what) as caught:
+        load_run(run.path, {f"train.{key}": str(value).lower() for key, value in given.items()})
+    assert caught.value.fix
