@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "error: no venv module"; echo "  fix:   install it (Debian: apt install python3-venv)"; exit 2; }
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt  # TORCH says which torch
 	$(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[train,data,report,modelscope,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[train,data,report,eval,serve,modelscope,dev]'
 	@touch $@
 
 demo: $(READY)

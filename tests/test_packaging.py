@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-TESTED_EXTRAS = ("train", "data", "report", "modelscope", "dev")  # what `make setup` installs
+TESTED_EXTRAS = ("train", "data", "report", "eval", "serve", "modelscope", "dev")
 
 
 def _constraints() -> dict[str, str]:
