@@ -32,6 +32,9 @@ from mrp.train.checkpoint import disk_errors
 from mrp.train.lora import CONFIG, WEIGHTS, check_adapter_folder
 
 PREFIX = "base_model.model."  # of PEFT's names
+KEPT_STACKS = 4  # batches whose rows' voices stay side by side in memory
+
+Stacks = dict[str, tuple[torch.Tensor, torch.Tensor] | None]  # A and B of all rows, by layer
 
 
 class Voice(torch.nn.Module):  # type: ignore[misc]
@@ -54,7 +57,8 @@ class VoiceBank:
         self.voices, self.dropout = voices, dropout
         self.is_training = False  # with gradients, and with dropout where there is any
         self._rows: tuple[str | None, ...] = ()
-        self._stacks: dict[str, tuple[torch.Tensor, torch.Tensor] | None] = {}
+        self._stacks: Stacks = {}
+        self._kept: dict[tuple[str | None, ...], Stacks] = {}  # of the rows that spoke last, while nothing is trained
         layers = linear_layers(model)
         wanted = {layer for voice in voices.values() for layer in voice.a}
         self._hooks = [layers[name].register_forward_hook(self._hook(name)) for name in sorted(wanted)]
@@ -93,8 +97,15 @@ class VoiceBank:
     def _choose(self, rows: Sequence[str | None]) -> None:
         known = tuple(who if who in self.voices else None for who in rows)
         known = known if any(known) else ()
+        if self.is_training:
+            self._kept = {}
         if known != self._rows or self.is_training:
-            self._rows, self._stacks = known, {}
+            self._rows = known
+            self._stacks = {} if self.is_training else self._kept.pop(known, {})
+        if known and not self.is_training:
+            self._kept[known] = self._stacks
+            while len(self._kept) > KEPT_STACKS:
+                self._kept.pop(next(iter(self._kept)))
 
     def _hook(self, layer: str) -> Any:
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -104,7 +115,11 @@ class VoiceBank:
             if layer not in self._stacks:
                 self._stacks[layer] = self._stacked(layer, output.device)
             found = self._stacks[layer]
-            return output if found is None else output + self._delta(inputs[0], *found).to(output.dtype)
+            if found is None:
+                return output
+            if not self.is_training and len(found[0]) > 1 and inputs[0].dtype == output.dtype == found[0].dtype:
+                return _added(inputs[0], output, *found)
+            return output + self._delta(inputs[0], *found).to(output.dtype)
 
         return add
 
@@ -125,7 +140,10 @@ class VoiceBank:
             short = rank - len(voice.a[layer])
             a.append(F.pad(voice.a[layer].to(device), (0, 0, 0, short)))
             b.append(F.pad(voice.b[layer].to(device) * voice.scales[layer], (0, short)))
-        return torch.stack(a), torch.stack(b)
+        stacks = torch.stack(a), torch.stack(b)
+        if not self.is_training and torch.is_autocast_enabled(device.type):  # which would do it at every step
+            stacks = tuple(stack.to(torch.get_autocast_dtype(device.type)) for stack in stacks)
+        return stacks[0], stacks[1]
 
     def _delta(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """(R, T, out) for inputs (R, T, in)."""
@@ -137,6 +155,12 @@ class VoiceBank:
             return F.linear(F.linear(x, a[0]), b[0])
         assert len(a) == len(x), f"{len(a)} speakers for a batch of {len(x)} rows"
         return torch.bmm(torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2))
+
+
+def _added(x: torch.Tensor, output: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """output + x A^T B^T, row by row: (R, T, out), in two products without a sum of its own."""
+    assert len(a) == len(x), f"{len(a)} speakers for a batch of {len(x)} rows"
+    return torch.baddbmm(output, torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2))
 
 
 def linear_layers(model: Any) -> dict[str, Any]:

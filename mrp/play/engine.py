@@ -4,8 +4,8 @@
     for token in engine.stream(Request(ids, Sampling(temperature=0.7), stop_ids, voice="wukong")): ...
     engine.score(ids, [[40, 41], [42]])          # log-probabilities, of each token of each continuation
 
-Several threads may stream at once. Text comes from `TextStream`, which holds back bytes that are not a whole
-character yet.
+Several threads may stream at once. `TransformersEngine` is in embedded.py. Text comes from `TextStream`, which holds
+back bytes that are not a whole character yet.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from mrp.data.view import Message
 
 if TYPE_CHECKING:
-    import torch
-
     from mrp.config import ChatOptions
-    from mrp.models.load import Hardware
 
 
 @dataclass(frozen=True)
@@ -84,67 +81,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what it holds; streams that still run end."""
         ...
-
-
-class TransformersEngine:
-    """A model of transformers in this process (with its adapter, if it has one)."""
-
-    def __init__(self, model: Any, on: Hardware) -> None:
-        self.model, self.on = model.eval(), on
-
-    def stream(self, request: Request) -> Iterator[Token]:
-        import torch
-        from transformers import DynamicCache
-
-        stops, sampling = set(request.stop_ids), request.sampling
-        generator = torch.Generator()
-        if sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(sampling.seed)
-        cache = DynamicCache(config=self.model.config)
-        new = torch.tensor([list(request.ids)], device=self.on.device)
-        for _ in range(sampling.max_new_tokens):
-            with torch.no_grad(), self.on.autocast_context():
-                logits = self.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            token = choose(logits[0, -1].float().cpu(), sampling, generator)
-            if token in stops:
-                return
-            yield Token(token)
-            new = torch.tensor([[token]], device=self.on.device)
-
-    def score(
-        self, ids: Sequence[int], continuations: Sequence[Sequence[int]], voice: str | None = None
-    ) -> list[list[float]]:
-        import torch
-
-        del voice  # none is loaded here
-        found = []
-        for tail in continuations:
-            whole = torch.tensor([[*ids, *tail]], device=self.on.device)
-            with torch.no_grad(), self.on.autocast_context():
-                logits = self.model(input_ids=whole, use_cache=False, logits_to_keep=len(tail) + 1).logits[0, :-1]
-            own = torch.log_softmax(logits.float(), -1).gather(1, whole[0, len(ids) :, None])[:, 0]
-            found.append(own.tolist())
-        return found
-
-    def close(self) -> None:
-        pass
-
-
-def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token from (V,) logits: greedy, or nucleus sampling (Holtzman et al. 2019, arXiv 1904.09751)."""
-    import torch
-
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, -1)  # no overflow near 0
-    if sampling.top_p < 1:
-        ordered, index = probabilities.sort(descending=True)
-        before = ordered.cumsum(0) - ordered  # what the likelier ones sum up to: 0 for the first, so one is always left
-        ordered[before >= sampling.top_p] = 0
-        return int(index[torch.multinomial(ordered, 1, generator=generator)])
-    return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 class TextStream:

@@ -16,7 +16,6 @@ from mrp.errors import InputError
 from mrp.models.bases import check_base_folder, find_base
 from mrp.models.load import hardware, load_model, load_tokenizer, set_threads
 from mrp.models.merge import is_merged
-from mrp.play.engine import TransformersEngine
 from mrp.play.reply import Player
 from mrp.render import ChatTemplate
 
@@ -31,12 +30,14 @@ def open_player(
 ) -> Player:
     """Load what RUN names; raises `InputError` if there is nothing to play in it."""
     characters: Cast | None = None
+    voices: Path | None = None
     if path.is_file() or (path / KEPT_RUN_FILE).exists() or (path / RUN_FILE).exists():
         if base is not None:
             raise InputError("--base goes with an adapter folder, and this is a run", str(path), "leave --base out")
         run = load_run(path, flags)
         folder, adapter = model_of(run)
         characters, options, precision = run.cast, run.config.chat, run.config.train.precision
+        voices = run.voices
         set_threads(run.config.train.threads)
     else:
         folder, adapter = _model_folder(path, base)
@@ -45,7 +46,7 @@ def open_player(
         options, precision = chat_options(flags or {}), "auto"
     if cast is not None:
         characters = load_cast(cast)
-    return load_player(folder, adapter, characters, options, precision, template)
+    return load_player(folder, adapter, characters, options, precision, template, voices)
 
 
 def load_player(
@@ -55,11 +56,14 @@ def load_player(
     options: ChatOptions,
     precision: str = "auto",
     template: Path | None = None,
+    voices: Path | None = None,
 ) -> Player:
-    """A player of the model in `folder`, with the adapter on top if one is given.
+    """A player of the model in `folder`, with the adapter on top if one is given, and the characters' voices.
 
     The context is never longer than the model's own.
     """
+    from mrp.models.voices import load_voices, voices_in
+    from mrp.play.embedded import TransformersEngine
     from mrp.train.lora import load_adapter
 
     on = hardware(precision)
@@ -72,7 +76,8 @@ def load_player(
     options = options.model_copy(update={"context_tokens": min(options.context_tokens, longest)})
     if adapter:
         model = load_adapter(model, adapter)
-    return Player(TransformersEngine(model, on), chat_template, cast, stops, options)
+    speaking = load_voices(model, voices) if voices is not None and voices_in(voices) else None
+    return Player(TransformersEngine(model, on, speaking), chat_template, cast, stops, options)
 
 
 def model_of(run: Run) -> tuple[Path, Path | None]:

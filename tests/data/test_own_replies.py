@@ -22,7 +22,8 @@ from mrp.data.samples import Sample
 from mrp.data.view import USER, Message
 from mrp.dialogue import Turn
 from mrp.models.load import Hardware, load_model, load_tokenizer, set_threads
-from mrp.play.engine import Request, Sampling, TransformersEngine
+from mrp.play.embedded import TransformersEngine
+from mrp.play.engine import Request, Sampling
 from mrp.render import ChatTemplate, render_sample
 from mrp.report import Progress
 

@@ -13,9 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from mrp.config import ChatOptions
-from mrp.play.engine import Request, Sampling, choose
+from mrp.play.engine import Request, Sampling
 from mrp.play.open import load_player
 from mrp.play.reply import Player
+from mrp.play.sampling import Drawing, choose, choose_tokens
 
 torch = pytest.importorskip("torch")
 
@@ -79,10 +80,10 @@ def test_a_closed_stream_computes_no_more(player: Player, monkeypatch: pytest.Mo
         return forward(**given)
 
     monkeypatch.setattr(model, "forward", counted)
-    stream = player.engine.stream(Request(PROMPT, Sampling(max_new_tokens=50)))
+    stream = player.engine.stream(Request(prompt := list(range(200, 230)), Sampling(max_new_tokens=50)))
     next(stream), next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert calls == [len(PROMPT), 1]  # and each token after the prompt costs one
+    assert calls == [len(prompt), 1]  # and each token after the prompt costs one
 
 
 def test_bf16_plays_too(tiny_base: Path) -> None:
@@ -135,7 +136,7 @@ def test_a_tiny_top_p_or_temperature_is_greedy(logits: Any, seed: int) -> None:
     assert chosen(logits, Sampling(1e-38, 1.0), seed) in likeliest  # nor does anything overflow
 
 
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given_any(st.permutations([0.5, 0.3, 0.15, 0.05]))
 def test_tokens_come_as_often_as_their_share_of_the_nucleus(shares: list[float]) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -144,6 +145,41 @@ def test_tokens_come_as_often_as_their_share_of_the_nucleus(shares: list[float])
     first, second = shares.index(0.5), shares.index(0.3)
     assert set(count) == {first, second}  # a token more would go beyond 0.8
     assert count[first] / 2000 == pytest.approx(0.5 / 0.8, abs=0.05)
+
+
+def test_penalties_are_subtracted_from_what_was_said() -> None:
+    logits = torch.tensor([[2.0, 1.5, 1.0, 0.0]])
+    for sampling, wanted in (
+        (Sampling(0, presence_penalty=0.6), [0, 1, 0, 0]),  # 2.0, then 1.4 against 1.5, then both are marked
+        (Sampling(0, frequency_penalty=0.6), [0, 1, 0, 2, 1, 0]),
+        (Sampling(0), [0, 0, 0, 0]),
+    ):
+        row = Drawing.begin(sampling)
+        assert [choose_tokens(logits, [row])[0].id for _ in wanted] == wanted
+
+
+def test_log_probabilities_are_of_the_model_itself() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0]])
+    row = Drawing.begin(Sampling(0.3, 0.5, seed=1, presence_penalty=1.0, top_logprobs=2))
+    wanted = torch.log_softmax(logits[0], -1).tolist()
+    for _ in range(3):
+        token = choose_tokens(logits, [row])[0]
+        assert token.id is not None and token.logprob == pytest.approx(wanted[token.id])
+        assert [k for k, _ in token.top] == [0, 1]
+        assert [p for _, p in token.top] == pytest.approx(wanted[:2])
+    assert choose_tokens(logits, [Drawing.begin(Sampling(top_logprobs=0))])[0].top == ()
+    assert choose_tokens(logits, [Drawing.begin(Sampling())])[0].logprob is None
+
+
+@given_any(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.sampled_from([0.3, 0.95, 1.0]))
+@settings(deadline=None)
+def test_a_row_is_chosen_as_if_alone(seeds: list[int], top_p: float) -> None:
+    """Also where the nucleus is wider than the likeliest tokens that are looked at first."""
+    logits = torch.randn(len(seeds), 700, generator=torch.Generator().manual_seed(0)) * 0.1
+    samplings = [Sampling(0.8 + 0.1 * k, top_p, seed=seed) for k, seed in enumerate(seeds)]
+    together = choose_tokens(logits, [Drawing.begin(s) for s in samplings])
+    alone = [choose_tokens(logits[k : k + 1], [Drawing.begin(s)])[0] for k, s in enumerate(samplings)]
+    assert together == alone
 
 
 def test_a_higher_temperature_spreads() -> None:

@@ -140,3 +140,25 @@ def test_nothing_to_play_is_told_with_the_reason(tiny_base: Path, trained: Path,
 def test_a_template_that_cannot_be_used_is_told(tiny_base: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "t.jinja").write_bytes(text.encode("latin-1"))
     assert "t.jinja" in error_of(tiny_base, template=tmp_path / "t.jinja").where
+
+
+def test_a_runs_voices_are_heard(project: Path) -> None:
+    import torch
+
+    from mrp.models.load import hardware, load_model
+    from mrp.models.voices import new_voices, save_voices
+
+    run = load_run(project)
+    without = {who: answer(open_player(project), who) for who in ("wukong", "bajie")}
+    bank = new_voices(load_model(Path(run.config.base), hardware("fp32")), ["wukong"], rank=4, alpha=8, seed=0)
+    for name, weights in bank.parameters().items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(weights.data, std=0.3, generator=torch.Generator().manual_seed(1))
+    save_voices(bank, run.voices, run.config.base)
+    merged = open_player(project)
+    shutil.rmtree(run.merged)
+    beside_adapter = open_player(project)
+    assert has_adapter(beside_adapter) and not has_adapter(merged)
+    for player in (merged, beside_adapter):
+        assert answer(player, "bajie") == without["bajie"]
+        assert answer(player, "wukong") != without["wukong"]

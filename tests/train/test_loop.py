@@ -36,7 +36,8 @@ from mrp.dialogue import Turn
 from mrp.errors import InputError, SetupError, Stopped
 from mrp.files import folder_lock, sha256_file
 from mrp.models.load import hardware, load_model, load_tokenizer
-from mrp.play.engine import Request, Sampling, TransformersEngine
+from mrp.play.embedded import TransformersEngine
+from mrp.play.engine import Request, Sampling
 from mrp.render import ChatTemplate
 from mrp.train import checkpoint, loop, passes
 from mrp.train.checkpoint import read_state

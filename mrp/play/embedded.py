@@ -1,0 +1,381 @@
+"""The embedded engine: a model of transformers in this process, for many streams at once.
+
+    engine = TransformersEngine(model, on, voices=load_voices(model, folder))
+    engine.stats.reused          # prompt tokens that were not read again
+
+Whoever waits for a token makes the next step, for all streams: there is no thread of the engine's own that could die,
+outlive the program or run ahead of a reader who left. A step reads one piece of one new prompt and one token of
+each stream that has few waiting. Streams join and leave between steps; each row has its own character's voice.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mrp.errors import MrpError
+from mrp.models.load import Hardware
+from mrp.play.engine import Request, Token
+from mrp.play.kv import KeysValues, Row, RowsReader
+from mrp.play.parked import Parked
+from mrp.play.sampling import Drawing, choose_tokens
+
+if TYPE_CHECKING:
+    from mrp.models.voices import VoiceBank
+
+PIECE = 512  # tokens of a prompt that are read at once, while other streams wait
+AHEAD = 4  # tokens that a stream may be ahead of its reader
+ROOM = 512  # tokens of a reply for which room is made at once
+MOST_LOGITS = 2**25  # numbers in the logits of one pass of `score`
+
+
+@dataclass
+class Stats:
+    """What the engine did so far: tokens of prompts read and taken from earlier ones, tokens of replies, caches."""
+
+    computed: int = 0
+    reused: int = 0
+    generated: int = 0
+    dropped: int = 0  # caches, because memory was short
+    cache_bytes: int = 0  # of parked ones and those in use
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One reply in the making."""
+
+    request: Request
+    stops: set[int]
+    drawing: Drawing
+    kept: KeysValues | None = None
+    unread: list[int] = field(default_factory=list)
+    waiting: deque[Token] = field(default_factory=deque)
+    left: int = 0  # tokens still to be said
+    over: bool = False  # nothing more will come
+    error: MrpError | None = None
+    cache: Any = None  # transformers' own, where rows do not work
+
+    @property
+    def can_speak(self) -> bool:
+        return not self.over and len(self.unread) == 1 and len(self.waiting) < AHEAD
+
+
+class TransformersEngine:
+    """A model with its adapter and voices, if it has any. `cache_bytes`: for keys and values, in use and parked."""
+
+    def __init__(
+        self,
+        model: Any,
+        on: Hardware,
+        voices: VoiceBank | None = None,
+        cache_bytes: int | None = None,
+        on_drop: Callable[[str], None] | None = None,
+    ) -> None:
+        self.model, self.on, self.voices, self.on_drop = model.eval(), on, voices, on_drop
+        self.stats = Stats()
+        reader = RowsReader(model, on)
+        self._reader = reader if reader.fits() else None  # None: one stream after another, nothing reused
+        self._parked = Parked(_free_bytes(on) if cache_bytes is None else cache_bytes, self._dropped)
+        self._streams: list[_Stream] = []
+        self._turn = threading.Condition()
+        self._busy = self._closed = False
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether streams are computed together and beginnings are reused: not for models with layers of their own."""
+        return self._reader is not None
+
+    # -- what everybody calls --------------------------------------------------------------------------------------
+
+    def stream(self, request: Request) -> Iterator[Token]:
+        if not request.ids:
+            raise MrpError("an empty prompt has no reply", "Request.ids", "give at least one token")
+        drawing = Drawing.begin(request.sampling)
+        stream = _Stream(request, set(request.stop_ids), drawing, left=request.sampling.max_new_tokens)
+        stream.over = stream.left < 1
+        self._join(stream)
+        try:
+            while (token := self._next(stream)) is not None:
+                yield token
+        finally:
+            stream.over = True
+            with self._turn:
+                if not self._busy:
+                    self._sweep()
+
+    def score(
+        self, ids: Sequence[int], continuations: Sequence[Sequence[int]], voice: str | None = None
+    ) -> list[list[float]]:
+        if not ids:
+            raise MrpError("nothing can follow an empty prompt", "ids", "give at least one token")
+        voice = self._known(voice)
+        with self._alone(), _memory_errors():
+            if self._reader is None:
+                return [self._score_whole(ids, tail, voice) for tail in continuations]
+            found: list[list[float]] = self._retry(lambda: self._score(ids, continuations, voice))
+            return found
+
+    def close(self) -> None:
+        with self._turn:
+            self._closed = True
+            for stream in self._streams:
+                stream.over = True
+            if not self._busy:
+                self._sweep()
+            self._turn.notify_all()
+
+    # -- whose turn it is ------------------------------------------------------------------------------------------
+
+    def _join(self, stream: _Stream) -> None:
+        with self._turn:
+            if self._closed:
+                raise MrpError("the engine is closed", "", "open the model again")
+            self._streams.append(stream)
+
+    def _next(self, stream: _Stream) -> Token | None:
+        """The next token of a stream, made by this thread or by another that is at it; None at the end."""
+        while True:
+            with self._turn:
+                while True:
+                    if stream.waiting and not self._closed:
+                        return stream.waiting.popleft()
+                    if stream.error is not None:
+                        raise stream.error
+                    if stream.over:
+                        return None
+                    if not self._busy:
+                        break
+                    self._turn.wait()
+                self._busy = True
+            try:
+                self._step()
+            finally:
+                self._free()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._turn:
+            while self._busy:
+                self._turn.wait()
+            if self._closed:
+                raise MrpError("the engine is closed", "", "open the model again")
+            self._busy = True
+        try:
+            yield
+        finally:
+            self._free()
+
+    def _free(self) -> None:
+        with self._turn:
+            self._busy = False
+            self._sweep()
+            self._turn.notify_all()
+
+    def _sweep(self) -> None:
+        """Take leave of streams that are over: what they read is parked. Only for whoever has the turn."""
+        over = [stream for stream in self._streams if stream.over]
+        self._streams = [stream for stream in self._streams if not stream.over]
+        for stream in over:
+            if stream.kept is not None and stream.error is None and not self._closed:
+                self._parked.park(stream.kept, self._bytes_in_use())
+            stream.kept = stream.cache = None
+        if self._closed:
+            self._parked.kept = []
+        self.stats.cache_bytes = self._parked.bytes + self._bytes_in_use()
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Read a piece of the first new prompt, and let all that can speak say one token. Errors end the streams in
+        which they came up."""
+        streams = list(self._streams)  # one that joins meanwhile takes part in the next step
+        speaking = [stream for stream in streams if stream.can_speak and stream.kept is not None]
+        for stream in streams:
+            if not stream.over and (stream.kept is None or len(stream.unread) > 1):
+                self._guarded([stream], partial(self._read_piece, stream))
+                break
+        if speaking:
+            self._guarded(speaking, partial(self._speak, speaking))
+
+    def _guarded(self, streams: list[_Stream], work: Callable[[], None]) -> None:
+        try:
+            with _memory_errors():
+                self._retry(work)
+        except Exception as error:
+            known = (
+                error
+                if isinstance(error, MrpError)
+                else MrpError(
+                    f"the model failed in the middle of a reply: {type(error).__name__}: {error}", "", "ask again"
+                )
+            )
+            for stream in streams:
+                stream.error, stream.over = known, True
+
+    def _retry(self, work: Callable[[], Any]) -> Any:
+        """Do it; if memory is short, once more without what is parked (nothing that was read is lost in between)."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if not self._parked.kept:
+                raise
+        self._parked.drop_all()
+        torch.cuda.empty_cache()
+        return work()
+
+    def _read_piece(self, stream: _Stream) -> None:
+        if stream.kept is None:
+            self._begin(stream)
+        kept = stream.kept
+        assert kept is not None
+        piece = stream.unread if self._reader is None else stream.unread[:PIECE]
+        logits = self._logits([stream], [piece])
+        kept.ids += piece
+        stream.unread = stream.unread[len(piece) :]
+        self.stats.computed += len(piece)
+        if not stream.unread:
+            self._say([stream], logits)
+
+    def _begin(self, stream: _Stream) -> None:
+        ids, voice = list(stream.request.ids), self._known(stream.request.voice)
+        if self._reader is None:
+            from transformers import DynamicCache
+
+            stream.kept, stream.cache = KeysValues(voice), DynamicCache(config=self.model.config)
+        else:
+            stream.kept = self._take(ids, voice)
+            stream.kept.reserve = len(ids) + min(stream.left, ROOM)
+        stream.unread = ids[len(stream.kept.ids) :]
+
+    def _speak(self, speaking: list[_Stream]) -> None:
+        logits = self._logits(speaking, [stream.unread for stream in speaking])
+        for stream in speaking:
+            assert stream.kept is not None
+            stream.kept.ids += stream.unread
+        self._say(speaking, logits)
+
+    def _say(self, streams: list[_Stream], logits: torch.Tensor) -> None:
+        for stream, token in zip(streams, choose_tokens(logits, [s.drawing for s in streams]), strict=True):
+            assert token.id is not None
+            stream.unread, stream.left = [token.id], stream.left - 1
+            if token.id in stream.stops:
+                stream.over = True
+                continue
+            stream.waiting.append(token)
+            self.stats.generated += 1
+            stream.over = stream.over or stream.left < 1
+
+    # -- the model -------------------------------------------------------------------------------------------------
+
+    def _logits(self, streams: list[_Stream], pieces: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(R, V) after the pieces, which are equally long."""
+        kept = [stream.kept for stream in streams if stream.kept is not None]
+        if self._reader is not None:
+            rows = [Row(one, ids) for one, ids in zip(kept, pieces, strict=True)]
+            with self._voices([one.voice for one in kept]):
+                return self._reader.read(rows)[:, -1]
+        found = []
+        for stream, one, ids in zip(streams, kept, pieces, strict=True):
+            with torch.no_grad(), self.on.autocast_context(), self._voices([one.voice]):
+                given = torch.tensor([list(ids)], device=self.on.device)
+                out = self.model(input_ids=given, past_key_values=stream.cache, use_cache=True, logits_to_keep=1)
+            found.append(out.logits[0, -1])
+        return torch.stack(found)
+
+    def _score(
+        self, ids: Sequence[int], continuations: Sequence[Sequence[int]], voice: str | None
+    ) -> list[list[float]]:
+        """All continuations after one reading of the prompt: rows that share what they keep."""
+        assert self._reader is not None
+        kept = self._take(list(ids), voice)
+        longest = max((len(tail) for tail in continuations), default=0)
+        kept.reserve = len(ids) + longest
+        for at in range(len(kept.ids), len(ids) - 1, PIECE):
+            piece = list(ids[at : min(at + PIECE, len(ids) - 1)])
+            with self._voices([voice]):
+                self._reader.read([Row(kept, piece)])
+            kept.ids += piece
+            self.stats.computed += len(piece)
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        at_once = max(1, MOST_LOGITS // (vocabulary * max(longest, 1)))
+        found: list[list[float]] = []
+        for first in range(0, len(continuations), at_once):
+            tails = [list(tail) for tail in continuations[first : first + at_once]]
+            found += self._score_rows(kept, ids[-1], tails, voice)
+        self.stats.computed += 1
+        self._parked.park(kept, self._bytes_in_use())
+        return found
+
+    def _score_rows(self, kept: KeysValues, last: int, tails: list[list[int]], voice: str | None) -> list[list[float]]:
+        assert self._reader is not None
+        count = max(map(len, tails))
+        if not count:
+            return [[] for _ in tails]
+        rows = [Row(kept, ([last, *tail] + [last] * count)[:count]) for tail in tails]  # filled up behind the end
+        with self._voices([voice]):
+            logits = self._reader.read(rows, count)
+        found = []
+        for number, tail in enumerate(tails):
+            logprobs = torch.log_softmax(logits[number, : len(tail)].float(), -1)
+            found.append([float(logprobs[k, token]) for k, token in enumerate(tail)])
+        return found
+
+    def _score_whole(self, ids: Sequence[int], tail: Sequence[int], voice: str | None) -> list[float]:
+        if not tail:
+            return []
+        whole = torch.tensor([[*ids, *tail]], device=self.on.device)
+        with torch.no_grad(), self.on.autocast_context(), self._voices([voice]):
+            logits = self.model(input_ids=whole, use_cache=False, logits_to_keep=len(tail) + 1).logits[0, :-1]
+        self.stats.computed += len(ids)
+        own = torch.log_softmax(logits.float(), -1).gather(1, whole[0, len(ids) :, None])[:, 0]
+        return [float(value) for value in own]
+
+    # -- voices and memory -----------------------------------------------------------------------------------------
+
+    def _known(self, voice: str | None) -> str | None:
+        return voice if self.voices is not None and voice in self.voices.voices else None
+
+    def _voices(self, rows: list[str | None]) -> AbstractContextManager[None]:
+        return nullcontext() if self.voices is None else self.voices.speaking(rows)
+
+    def _take(self, ids: list[int], voice: str | None) -> KeysValues:
+        in_use = [stream.kept for stream in self._streams if stream.kept is not None]
+        kept = self._parked.take(ids, voice, in_use)
+        self.stats.reused += len(kept.ids)
+        return kept
+
+    def _bytes_in_use(self) -> int:
+        return sum(stream.kept.bytes for stream in self._streams if stream.kept is not None)
+
+    def _dropped(self, one: KeysValues) -> None:
+        self.stats.dropped += 1
+        if self.on_drop is not None:
+            whose = f" of {one.voice}" if one.voice else ""
+            self.on_drop(f"memory is short: {len(one.ids)} tokens{whose} will be read again when they are needed")
+
+
+def _free_bytes(on: Hardware) -> int:
+    """How much keys and values may take by default: half of what is free on the GPU, a quarter on the CPU."""
+    if on.device == "cuda":
+        return int(torch.cuda.mem_get_info()[0]) // 2
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        return 2**30
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fix = "lower chat.context_tokens, take --bits 4, or have fewer chats at once"
+        raise MrpError("the GPU's memory is full", str(error).partition("\n")[0][:200], fix) from error
