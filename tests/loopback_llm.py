@@ -34,9 +34,11 @@ class Fault:
 class LLM:
     kind: str = "vllm"
     names: list[str] = field(default_factory=lambda: ["cast"])
+    lists: bool = True  # whether it can list them
     replies: list[str] = field(default_factory=list)  # the last one is said again and again
     takes_ids: bool = True
     counts: int = 0  # tokens that it adds to a prompt of ids
+    prompt_tokens: int | None = None  # what it counts of a prompt of messages; None: it does not tell
     template_ids: list[int] | None = None  # what it says its template makes of messages; None: it cannot tell
     statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)  # of the next answers to POST
     faults: list[Fault] = field(default_factory=list)  # of the next streams
@@ -63,8 +65,10 @@ class LLM:
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def get(self, to: BaseHTTPRequestHandler) -> None:
+        if not self.lists:
+            return answer(to, 500, {})
         rows = [{"id": name, "object": "model", "owned_by": self.kind} for name in self.names]
-        answer(to, 200, {"object": "list", "data": rows} if to.path == "/v1/models" else {})
+        return answer(to, 200, {"object": "list", "data": rows} if to.path == "/v1/models" else {})
 
     def post(self, to: BaseHTTPRequestHandler) -> None:
         body = json.loads(to.rfile.read(int(to.headers["Content-Length"])))
@@ -122,7 +126,8 @@ class LLM:
                 return befall(to, fault)
             send(to, event({"text": "", "delta": {}, "finish_reason": end, "index": 0}))
             tokens = len(shown) + (end == "stop")
-            send(to, b"data: " + json.dumps({"choices": [], "usage": {"completion_tokens": tokens}}).encode() + b"\n\n")
+            usage = {"completion_tokens": tokens, "prompt_tokens": self.prompt_tokens}
+            send(to, b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n")
             send(to, b"data: [DONE]\n\n")
             to.wfile.write(b"0\r\n\r\n")
         except OSError:

@@ -25,6 +25,7 @@ from mrp.play.wire import Events, RemoteError, Wire, said
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROBE_IDS = 4
+NO_LIST = (404, 405, 500, 501)  # transformers serve answers 500 where it cannot ask the hub
 TAKES_NO_IDS = (400, 404, 405, 415, 422, 500, 501)
 ENDS = ("stop", "length")
 # By what /v1/models says in `owned_by`. Servers sample by defaults of their own (top-k 40, a model's generation
@@ -61,7 +62,7 @@ class OpenAIEngine:
         self._models: list[str] | None = None
         self._kind = ""
         self._ids: bool | None = None
-        self._compared = False
+        self._compared = self._counted = False
         self._streams: weakref.WeakSet[RemoteStream] = weakref.WeakSet()
 
     def stream(self, request: Request) -> RemoteStream:
@@ -118,7 +119,7 @@ class OpenAIEngine:
         try:
             answer = self.wire.ask("GET", "/v1/models")
         except RemoteError as error:
-            if self._wanted is not None and error.status in (404, 405):  # it has no such list, and needs none
+            if self._wanted is not None and error.status in NO_LIST:  # then its list is not needed
                 return []
             raise
         rows = answer.get("data") if isinstance(answer, dict) else None
@@ -219,6 +220,13 @@ class OpenAIEngine:
             what = f"from token {at} on ({len(theirs)} tokens, ours are {len(request.ids)})"
             self.warn(f"the chat template of {self.wire.url} differs from the one of training {what}")
 
+    def compare_count(self, request: Request, usage: dict[str, Any]) -> None:
+        """Once: does the server count as many tokens of its rendered messages as we do of ours?"""
+        theirs, ours = usage.get("prompt_tokens"), len(request.ids)
+        if isinstance(theirs, int) and theirs != ours and not self._counted:
+            self._counted = True
+            self.warn(f"{self.wire.url} reads {theirs} tokens where ours are {ours}: its chat template differs")
+
     # -- scores --------------------------------------------------------------------------------------------------------
 
     def _own(self, choice: dict[str, Any], start: int, tail: Sequence[int]) -> list[float]:
@@ -281,6 +289,8 @@ class RemoteStream:
             events.close()
         if end is None:
             raise RemoteError("the server broke off in the middle of a reply", self._place(path), "ask again")
+        if path == CHAT:
+            self._engine.compare_count(self._request, usage)
         # A piece of text may be several tokens: so that they can be counted, empty ones make up for the difference.
         counted = most if end == "length" else min(int(usage.get("completion_tokens") or 0) - 1, most - 1)
         for _ in range(given, counted):

@@ -87,6 +87,15 @@ def test_a_server_that_does_not_tell_how_it_renders_is_told_of(server: LLM) -> N
     assert "may differ" in heard[0]
 
 
+@pytest.mark.parametrize("more", [0, 5])
+def test_a_server_that_reads_another_number_of_tokens_is_told_of(server: LLM, more: int) -> None:
+    server.kind, server.takes_ids, server.prompt_tokens, heard = "library", False, len(IDS) + more, []
+    play = engine(server, warn=heard.append)
+    assert text(play.stream(request())) == text(play.stream(request()))
+    assert [word for word in heard if "differs" in word] == heard[1:]
+    assert len(heard) == (2 if more else 1)
+
+
 def test_a_server_that_adds_tokens_to_the_ids_gets_messages_instead(server: LLM) -> None:
     server.counts, server.template_ids, heard = 1, IDS, []
     assert text(engine(server, warn=heard.append).stream(request()))
@@ -109,6 +118,13 @@ def test_a_voice_is_the_model_of_its_name_where_the_server_lists_one(server: LLM
     for voice in ("wukong", "bajie", None):
         text(play.stream(request(voice=voice)))
     assert [body["model"] for body in completions(server)] == ["wukong", "cast", "cast"]
+
+
+def test_a_server_that_cannot_list_its_models_is_asked_for_the_one_that_is_named(server: LLM) -> None:
+    server.lists = False
+    assert text(engine(server, model="cast").stream(request())) == "Ha! 俺老孙！"
+    with pytest.raises(RemoteError, match="500"):
+        text(engine(server).stream(request()))
 
 
 def test_the_key_goes_with_each_request(server: LLM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -262,6 +263,13 @@ def test_who_is_named_in_a_scene_has_the_next_turn() -> None:
         assert ask(server, model="scene:wukong,bajie,tang", messages=messages)["mrp"]["character"] == "tang"
 
 
+@pytest.fixture(scope="module")
+def refusing() -> Iterator[Running]:
+    """A server for requests that reach no engine."""
+    with serving(scripted(CAST)) as server:
+        yield server
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 ASKS = {
@@ -275,9 +283,8 @@ ASKS = {
 
 
 @pytest.mark.parametrize("field", ASKS)
-def test_what_cannot_be_honoured_is_refused_by_name_with_the_reason(field: str) -> None:
-    with serving(scripted(CAST, "Ha!")) as server:
-        error = ask(server, 400, **{field: ASKS[field]})["error"]
+def test_what_cannot_be_honoured_is_refused_by_name_with_the_reason(refusing: Running, field: str) -> None:
+    error = ask(refusing, 400, **{field: ASKS[field]})["error"]
     assert f"`{field}` is not supported: {REFUSED[field][1]}" in error["message"]
     assert error["type"] == "invalid_request_error"
 
@@ -313,9 +320,8 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse() -> None:
         ({"stream_options": {"include_usage": True}}, None, "stream: true"),
     ],
 )
-def test_bad_requests_are_named(body: dict[str, Any], param: str | None, words: str) -> None:
-    with serving(scripted(CAST)) as server:
-        error = ask(server, 404 if param == "model" else 400, **body)["error"]
+def test_bad_requests_are_named(refusing: Running, body: dict[str, Any], param: str | None, words: str) -> None:
+    error = ask(refusing, 404 if param == "model" else 400, **body)["error"]
     assert re.search(words, error["message"]), error
     assert param is None or error["param"] == param
     assert set(error) == {"message", "type", "param", "code"}
@@ -324,12 +330,11 @@ def test_bad_requests_are_named(body: dict[str, Any], param: str | None, words: 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'"x"', b"null", b"\xff\xfe", b"[" * 100_000, b'{"model": "\\ud800"}']
 )
-def test_what_is_no_request_is_a_400(body: bytes) -> None:
-    with serving(scripted(CAST)) as server:
-        headers = {"Content-Type": "application/json"}
-        answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers)
-        assert answer.status_code == 400
-        assert answer.json()["error"]["type"] == "invalid_request_error"
+def test_what_is_no_request_is_a_400(refusing: Running, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{refusing.url}/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_other_endpoints_are_refused_with_the_reason() -> None:
