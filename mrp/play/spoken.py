@@ -10,6 +10,7 @@ there as a fact, and prompt and sample go on being made by one function. Control
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -26,8 +27,7 @@ _BETWEEN = rf"(?:{_BLANK}|[*_\"'“”‘’」』\])])*"
 def spoken(text: str, names: Iterable[str]) -> str:
     """`text` without control characters and outer space, and without a line that begins as one of `names` speaking."""
     text = NOT_TEXT.sub("", text).strip()
-    either = "|".join(re.escape(n) for n in sorted({*names, *ROLES}, key=lambda n: (-len(n), n)) if n.strip())
-    begins = re.compile(rf"{_BEFORE}(?P<name>{either})(?P<between>{_BETWEEN})(?P<mark>[:：﹕︰∶])", re.IGNORECASE)
+    begins = _begins(frozenset(names))
     while True:  # "A: B: hi" begins anew with each name that is mended
         mended = begins.sub(_with_comma, text)
         if mended == text:
@@ -43,6 +43,12 @@ def names_of_all_but(cast: Cast | None, participants: Iterable[str], speaker: st
     names |= {cast.display_name(other) for other in participants if other != speaker}
     names |= {name for name in NEUTRAL_NAME.values() if name != cast.display_name(speaker)}
     return names
+
+
+@functools.lru_cache(maxsize=64)
+def _begins(names: frozenset[str]) -> re.Pattern[str]:
+    either = "|".join(re.escape(n) for n in sorted({*names, *ROLES}, key=lambda n: (-len(n), n)) if n.strip())
+    return re.compile(rf"{_BEFORE}(?P<name>{either})(?P<between>{_BETWEEN})(?P<mark>[:：﹕︰∶])", re.IGNORECASE)
 
 
 def _with_comma(found: re.Match[str]) -> str:

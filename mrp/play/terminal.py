@@ -156,6 +156,7 @@ class TerminalChat:
         if self.seed is not None:
             sampling = replace(sampling, seed=self.seed + self.replies)
         self.replies += 1
+        self.keep()  # who came in to answer, before anything of the answer
         out, before = self.out.out, len(self.chat.turns)
         stream = self.chat.reply(self.character, sampling)
         self.print_name(self.character)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import CAST, prompt_text, scripted
 
@@ -52,6 +52,7 @@ def test_other_text_stays_as_it_is(text: str) -> None:
 PIECES = st.sampled_from([*"ab:： \n*\t\u200b\x00", "Zhu Bajie", "Pigsy", "system"])
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES, max_size=14).map("".join))
 def test_no_text_at_all_begins_a_line_as_another_speaker(text: str) -> None:
     once = spoken(text, NAMES)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,43 @@ def test_a_reply_that_a_crash_interrupts_is_kept_as_far_as_it_was_shown(chat: Co
     chat.say("Once upon a hill. There was a demon! And it", "wukong")
     transcript.sync(chat, "wukong")
     assert load_chat(path_of(transcript), CAST).turns == chat.turns
+
+
+KILLED = """
+import io, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from scripted import CAST, scripted
+from mrp.play.terminal import TerminalChat
+from mrp.report import ConsoleReporter
+player = scripted(CAST, "Ha!", "Buns! Many buns, and then some more.")
+stream = player.engine.stream
+def killed(request):
+    for number, token in enumerate(stream(request)):
+        yield token
+        if len(player.engine.prompts) == 2 and number == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+player.engine.stream = killed
+sys.stdin = io.StringIO("Who are you?\\nPigsy, any buns?\\n")
+TerminalChat(player, "auto", "Bob", None, ConsoleReporter(), folder=Path(sys.argv[2])).run()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="only on systems with signals")
+def test_a_chat_that_is_killed_in_a_reply_goes_on_where_it_was(tmp_path: Path) -> None:
+    tests = str(Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", KILLED, tests, str(tmp_path)], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    (path,) = tmp_path.glob("*.jsonl")
+    kept = load_chat(path, CAST)
+    assert [turn.text for turn in kept.turns] == [
+        "Ha! Who calls Old Monkey?",
+        "Who are you?",
+        "Ha!",
+        "Pigsy, any buns?",
+        "Buns!",
+    ]
+    assert (kept.character, kept.participants) == ("bajie", ["wukong", "bajie", "Bob"])
 
 
 def test_a_last_line_cut_in_two_is_left_out_and_a_broken_one_before_is_told(chat: Conversation, tmp_path: Path) -> None:

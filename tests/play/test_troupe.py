@@ -17,32 +17,51 @@ from scripted import CAST, prompt_text, scripted
 import mrp
 from mrp.cast import OTHER
 from mrp.config import load_run
+from mrp.data.build import build_data
 from mrp.dialogue import Turn
 from mrp.errors import InputError
-from mrp.pipeline import run_all
 from mrp.play.engine import Sampling
+from mrp.play.room import room_of
 from mrp.play.troupe import Troupe
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    path = write_project(tmp_path_factory.mktemp("troupe"), tiny_base)
-    run_all(load_run(path))
-    return path
-
-
-def test_the_examples_of_the_page_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_the_page_run(tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_project(tmp_path)
+    options = {"chat.max_new_tokens": "6", "chat.context_tokens": "256"}
+    given = f"mrp.load({str(tiny_base)!r}, cast={str(tmp_path / 'cast.yaml')!r}, options={options!r})"
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(examples) >= 8
     names: dict[str, Any] = {"mrp": mrp, "asyncio": asyncio, "Sampling": Sampling}
     for example in examples:
-        exec(compile(example.replace('"runs/pilgrims"', repr(str(trained))), str(PAGE), "exec"), names)
+        exec(compile(example.replace('mrp.load("runs/pilgrims")', given), str(PAGE), "exec"), names)
     assert [a.character for a in asyncio.run(names["ask_both"]())] == ["wukong", "bajie"]
     assert "".join(asyncio.run(names["tell"]())) and capsys.readouterr().out
     assert isinstance(names["troupe"], mrp.Troupe) and names["route"].character == "bajie"
     names["troupe"].close()
+
+
+def test_a_run_has_its_router_and_its_chats_in_its_folder(tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("sklearn")
+    path = write_project(tmp_path / "project", tiny_base)
+    build_data(load_run(path))
+    room = room_of(path, scripted(load_run(path).cast))
+    assert room.router is not None and room.router.classifier is not None
+    assert room.chats.resolve() == (tmp_path / "project" / "run" / "chats").resolve()
+
+
+def test_a_model_folder_has_its_chats_in_the_cache(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MRP_HOME", str(tmp_path / "home"))
+    assert room_of(tiny_base, scripted(CAST)).chats == tmp_path / "home" / "chats"
+    assert room_of(tiny_base, scripted(None)).router is None
+
+
+def test_what_holds_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        mrp.load(tmp_path / "nowhere")
 
 
 def test_importing_mrp_imports_nothing_heavy() -> None:
