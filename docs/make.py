@@ -14,6 +14,8 @@ from mrp.cast import Cast, Character
 from mrp.cli import app
 from mrp.config import RunConfig
 from mrp.files import replacing
+from mrp.lore import LoreEntry
+from mrp.play.scene_plan import ScenePlan, Step
 from mrp.yamlfile import StrictModel
 
 HERE = Path(__file__).parent
@@ -25,7 +27,13 @@ def options_page() -> str:
     parts = [MADE, "# Options\n\nUnknown keys are refused. `--set KEY=VALUE` changes an option of the run file.\n"]
     parts.append("\n## The run file (`mrp.yaml`)\n\n| key | default | meaning |\n| --- | --- | --- |\n")
     parts += _rows(RunConfig, "")
-    for model, title in ((Cast, "The cast file (`cast.yaml`)"), (Character, "A character in it")):
+    for model, title in (
+        (Cast, "The cast file (`cast.yaml`)"),
+        (Character, "A character in it"),
+        (LoreEntry, "An entry of `lore`"),
+        (ScenePlan, "A scene's script"),
+        (Step, "A step of it"),
+    ):
         parts.append(f"\n## {title}\n\n| key | default | meaning |\n| --- | --- | --- |\n")
         parts += _rows(model, "")
     return "".join(parts)

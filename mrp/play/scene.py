@@ -45,6 +45,7 @@ class Stage:
         self.memories: dict[str, Memory] = {}
         self.lore: dict[str, Lore] = {}
         self.lore_used: list[Used] = []  # in the last reply
+        self.memory_fault = ""  # why the last summary is the one before
         self.ended = ""  # why, once it has
         self.steps = plan.flat_steps()
         self.step = 0  # the next one
@@ -208,7 +209,7 @@ class Stage:
             folded, summary = messages[1 + memory.dropped : 1 + dropped], memory.summary
             if budget := min(self.plan.memory, room // 4):
                 name = self.cast.display_name(character)
-                summary, _ = summarise(self.player, summary, folded, name, budget)
+                summary, self.memory_fault = summarise(self.player, summary, folded, name, budget)
             self.happen({"memory": character, "summary": summary, "dropped": dropped})
 
     def memory(self, character: str) -> Memory:

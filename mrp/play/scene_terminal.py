@@ -108,6 +108,8 @@ class SceneTerminal:
         memory = stage.memory(character)
         if memory.dropped > folded.get(character, 0):
             self._note(f"{memory.dropped} old messages no longer fit; /memory {character} shows what it remembers")
+            if stage.memory_fault:
+                self._note(f"what it remembers is what it was: {stage.memory_fault}")
 
     # -- a person -------------------------------------------------------------------------------------------------
 
