@@ -321,6 +321,7 @@ def chat_command(
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
     template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal replies.")] = None,
+    bits: Annotated[str, typer.Option(metavar="auto|16|8|4", help="Of the weights; auto: as the GPU allows.")] = "auto",
     set_: SET = None,
 ) -> Any:
     """Talk with a character. /help in the chat lists what else you can do."""
@@ -328,7 +329,7 @@ def chat_command(
         from mrp.play.open import open_player
         from mrp.play.terminal import TerminalChat
 
-        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_))
+        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_), bits=bits)
     return TerminalChat(player, as_, me, seed, report).run()
 
 
