@@ -344,6 +344,7 @@ def chat_command(
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
     template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal replies.")] = None,
+    bits: Annotated[str, typer.Option(metavar="auto|16|8|4", help="Of the weights; auto: as the GPU allows.")] = "auto",
     set_: SET = None,
 ) -> Any:
     """Talk with the characters. /help in the chat lists what else you can do."""
@@ -485,6 +486,8 @@ def scene_command(
         player = open_player(run, base=base, cast=cast, flags=settings_given(set_))
     asked = Asked(with_, script, turns, director, me, scenario, seed, memory)
     return play_scene(player, asked, out, resume, report)
+        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_), bits=bits)
+    return TerminalChat(player, as_, me, seed, report).run()
 
 
 @command(card, "import")

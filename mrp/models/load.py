@@ -81,8 +81,9 @@ def load_tokenizer(folder: Path) -> Any:
 def load_model(folder: Path, on: Hardware, bits: int = 16) -> Any:
     """The causal language model in `folder`, frozen, in evaluation mode, on `on.device` with `on.weights`.
 
-    `bits` 4: the blocks' linear layers in NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314), head
-    and embedding as they are; `SetupError` if bitsandbytes is missing.
+    `bits` 4: the blocks' linear layers in NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314); 8: in
+    LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339). Head and embedding stay as they are; `SetupError` if
+    bitsandbytes is missing.
     """
     refuse_internlm2(folder)
     _torch()
@@ -90,7 +91,7 @@ def load_model(folder: Path, on: Hardware, bits: int = 16) -> Any:
     import transformers
     from safetensors import SafetensorError
 
-    more = {"quantization_config": _nf4(on.weights)} if bits == 4 else {}
+    more = {"quantization_config": _quantised(bits, on.weights)} if bits != 16 else {}
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -112,14 +113,16 @@ def load_model(folder: Path, on: Hardware, bits: int = 16) -> Any:
     return model.eval()
 
 
-def _nf4(compute: torch.dtype) -> Any:
-    """How transformers is told of NF4 with double quantisation."""
+def _quantised(bits: int, compute: torch.dtype) -> Any:
+    """How transformers is told of bitsandbytes' 8 or 4 bit."""
     import transformers
 
     try:
         import bitsandbytes  # type: ignore[import-not-found, import-untyped]  # noqa: F401
     except ImportError as error:
         raise need_extra("gpu", "bitsandbytes") from error
+    if bits == 8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -2,7 +2,7 @@
 
     predict_chat(shape, bits=4, context_tokens=4096).in_all / 2**30
 
-Arithmetic; unlike a training's it was not held against a measurement yet.
+Arithmetic; `benchmarks/chat_memory.py` holds it against a GPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mrp.plan.shapes import ModelShape
 from mrp.plan.training import CONTEXT, MIB, WORKSPACE, quant_state_bytes
 
 SHORTEST = 256  # tokens of context
+PIECE = 512  # tokens of a prompt that the embedded engine reads at once
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ def predict_chat(shape: ModelShape, bits: int, context_tokens: int) -> ChatPredi
     parts["embedding and head"] = table if shape.tied else 2 * table
     parts["norms and biases"] = 2 * shape.small_weights
     parts["keys and values"] = 2 * 2 * shape.layers * shape.key * context_tokens
-    # the prompt goes through a block at once: stream, norm in fp32, gate, up and their product; a matrix written out
-    parts["reading the prompt"] = 2 * context_tokens * (4 * shape.hidden + 3 * shape.inner)
+    # pieces of the prompt go through a block: stream, norm in fp32, gate, up and their product; then what each token
+    # sees, as yes and no, in 16 bit twice, and repeated for the heads that share keys; a matrix written out
+    piece = min(context_tokens, PIECE)
+    parts["reading the prompt"] = 2 * piece * (4 * shape.hidden + 3 * shape.inner)
+    parts["attention mask"] = piece * context_tokens * (5 + 2 * shape.heads // shape.kv_heads)
+    # a layer's keys and values stand twice while they grow
+    parts["keys and values that grow"] = 2 * 2 * shape.key * context_tokens
     if bits != 16:
         parts["a matrix in 16 bit"] = 2 * max(out * into for out, into in shape.linears)
     parts |= {"workspace": WORKSPACE, "CUDA context": CONTEXT}
@@ -56,11 +62,10 @@ def choose_chat(shape: ModelShape, context_tokens: int, budget: int) -> ChatPred
         found = predict_chat(shape, bits, context_tokens)
         if found.in_all <= usable(budget):
             return found
-    fixed = predict_chat(shape, 4, 0).in_all
-    each = predict_chat(shape, 4, 1).in_all - fixed
-    longest = (usable(budget) - fixed) // each // 64 * 64
-    if longest >= SHORTEST:
-        return predict_chat(shape, 4, longest)
+    for shorter in range((context_tokens - 1) // 64 * 64, SHORTEST - 1, -64):
+        found = predict_chat(shape, 4, shorter)
+        if found.in_all <= usable(budget):
+            return found
     need = predict_chat(shape, 4, SHORTEST).in_all / (1 - SPARE) / MIB
     what = f"{shape.name} cannot chat in {budget / MIB:,.0f} MiB: in 4 bit with {SHORTEST} tokens it takes {need:,.0f}"
     raise InputError(what, "--gpu-memory", "take a smaller base, or a GGUF on the CPU (`mrp export --to gguf`)")

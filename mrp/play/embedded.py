@@ -23,6 +23,7 @@ import torch
 
 from mrp.errors import MrpError
 from mrp.models.load import Hardware
+from mrp.plan.chat import PIECE
 from mrp.play.engine import Request, Token
 from mrp.play.kv import KeysValues, Row, RowsReader
 from mrp.play.parked import Parked
@@ -31,7 +32,6 @@ from mrp.play.sampling import Drawing, choose_tokens
 if TYPE_CHECKING:
     from mrp.models.voices import VoiceBank
 
-PIECE = 512  # tokens of a prompt that are read at once, while other streams wait
 AHEAD = 4  # tokens that a stream may be ahead of its reader
 ROOM = 512  # tokens of a reply for which room is made at once
 MOST_LOGITS = 2**25  # numbers in the logits of one pass of `score`
@@ -79,11 +79,13 @@ class TransformersEngine:
         cache_bytes: int | None = None,
         on_drop: Callable[[str], None] | None = None,
     ) -> None:
-        self.model, self.on, self.voices, self.on_drop = model.eval(), on, voices, on_drop
+        self.model, self.on, self.voices = model.eval(), on, voices
         self.stats = Stats()
         reader = RowsReader(model, on)
         self._reader = reader if reader.fits() else None  # None: one stream after another, nothing reused
-        self._parked = Parked(_free_bytes(on) if cache_bytes is None else cache_bytes, self._dropped)
+        limit = _free_bytes(on) if cache_bytes is None else cache_bytes
+        self._parked = Parked(limit, partial(_count_drop, self.stats, on_drop))  # not a method: no cycle keeps a model
+        self._bytes_each = 0.0  # of a token; known when one was read
         self._streams: list[_Stream] = []
         self._turn = threading.Condition()
         self._busy = self._closed = False
@@ -181,6 +183,8 @@ class TransformersEngine:
 
     def _sweep(self) -> None:
         """Take leave of streams that are over: what they read is parked. Only for whoever has the turn."""
+        for one in (stream.kept for stream in self._streams if stream.kept is not None):
+            self._bytes_each = one.bytes / one.capacity if one.capacity else self._bytes_each
         over = [stream for stream in self._streams if stream.over]
         self._streams = [stream for stream in self._streams if not stream.over]
         for stream in over:
@@ -251,8 +255,7 @@ class TransformersEngine:
 
             stream.kept, stream.cache = KeysValues(voice), DynamicCache(config=self.model.config)
         else:
-            stream.kept = self._take(ids, voice)
-            stream.kept.reserve = len(ids) + min(stream.left, ROOM)
+            stream.kept = self._take(ids, voice, len(ids) + min(stream.left, ROOM))
         stream.unread = ids[len(stream.kept.ids) :]
 
     def _speak(self, speaking: list[_Stream]) -> None:
@@ -295,9 +298,8 @@ class TransformersEngine:
     ) -> list[list[float]]:
         """All continuations after one reading of the prompt: rows that share what they keep."""
         assert self._reader is not None
-        kept = self._take(list(ids), voice)
         longest = max((len(tail) for tail in continuations), default=0)
-        kept.reserve = len(ids) + longest
+        kept = self._take(list(ids), voice, len(ids) + longest)
         for at in range(len(kept.ids), len(ids) - 1, PIECE):
             piece = list(ids[at : min(at + PIECE, len(ids) - 1)])
             with self._voices([voice]):
@@ -346,20 +348,24 @@ class TransformersEngine:
     def _voices(self, rows: list[str | None]) -> AbstractContextManager[None]:
         return nullcontext() if self.voices is None else self.voices.speaking(rows)
 
-    def _take(self, ids: list[int], voice: str | None) -> KeysValues:
+    def _take(self, ids: list[int], voice: str | None, tokens: int) -> KeysValues:
+        """Storage for `tokens` in all, with what is known of `ids`; what is parked makes room for it."""
         in_use = [stream.kept for stream in self._streams if stream.kept is not None]
         kept = self._parked.take(ids, voice, in_use)
+        kept.reserve = tokens
         self.stats.reused += len(kept.ids)
+        self._parked.make_room(self._bytes_in_use() + int(max(kept.bytes, tokens * self._bytes_each)))
         return kept
 
     def _bytes_in_use(self) -> int:
         return sum(stream.kept.bytes for stream in self._streams if stream.kept is not None)
 
-    def _dropped(self, one: KeysValues) -> None:
-        self.stats.dropped += 1
-        if self.on_drop is not None:
-            whose = f" of {one.voice}" if one.voice else ""
-            self.on_drop(f"memory is short: {len(one.ids)} tokens{whose} will be read again when they are needed")
+
+def _count_drop(stats: Stats, on_drop: Callable[[str], None] | None, one: KeysValues) -> None:
+    stats.dropped += 1
+    if on_drop is not None:
+        whose = f" of {one.voice}" if one.voice else ""
+        on_drop(f"memory is short: {len(one.ids)} tokens{whose} will be read again when they are needed")
 
 
 def _free_bytes(on: Hardware) -> int:

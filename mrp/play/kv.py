@@ -41,6 +41,11 @@ class KeysValues:
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for pair in self.layers.values() for t in pair)
 
+    @property
+    def capacity(self) -> int:
+        """Tokens for which there is room."""
+        return min((keys.shape[1] for keys, _ in self.layers.values()), default=0)
+
     def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keep keys and values (heads, T, size) from position `start` on. A layer's storage grows by itself, so only
         one layer stands twice in memory while it is copied."""

@@ -8,16 +8,22 @@ an adapter's folder with `base`. The characters of a model folder come from `cas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mrp.cast import Cast, load_cast
 from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, Run, chat_options, load_run
 from mrp.errors import InputError
 from mrp.models.bases import check_base_folder, find_base
-from mrp.models.load import hardware, load_model, load_tokenizer, set_threads
+from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
 from mrp.models.merge import is_merged
+from mrp.plan.chat import choose_chat
+from mrp.plan.shapes import shape_of_folder
+from mrp.plan.training import CONTEXT
 from mrp.play.reply import Player
 from mrp.render import ChatTemplate
+
+BITS = ("auto", "16", "8", "4")  # of weights
 
 
 def open_player(
@@ -27,8 +33,12 @@ def open_player(
     cast: Path | None = None,
     template: Path | None = None,
     flags: dict[str, str] | None = None,
+    bits: str = "auto",
 ) -> Player:
-    """Load what RUN names; raises `InputError` if there is nothing to play in it."""
+    """Load what RUN names, its weights in `bits`: 16, 8, 4, or auto (see `choose_bits`).
+
+    Raises `InputError` if there is nothing to play in it.
+    """
     characters: Cast | None = None
     voices: Path | None = None
     if path.is_file() or (path / KEPT_RUN_FILE).exists() or (path / RUN_FILE).exists():
@@ -46,7 +56,7 @@ def open_player(
         options, precision = chat_options(flags or {}), "auto"
     if cast is not None:
         characters = load_cast(cast)
-    return load_player(folder, adapter, characters, options, precision, template, voices)
+    return load_player(folder, adapter, characters, options, precision, template, voices, bits)
 
 
 def load_player(
@@ -57,6 +67,7 @@ def load_player(
     precision: str = "auto",
     template: Path | None = None,
     voices: Path | None = None,
+    bits: str = "auto",
 ) -> Player:
     """A player of the model in `folder`, with the adapter on top if one is given, and the characters' voices.
 
@@ -70,14 +81,54 @@ def load_player(
     tokenizer = load_tokenizer(folder)
     text = _template_text(template) if template else None
     chat_template = ChatTemplate(tokenizer, text, str(template or folder))
-    model = load_model(folder, on)
+    chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter, voices])
+    model = load_model(folder, on, chosen)
     stops = chat_template.stop_ids(model.generation_config.eos_token_id)
-    longest = getattr(model.config, "max_position_embeddings", None) or options.context_tokens
-    options = options.model_copy(update={"context_tokens": min(options.context_tokens, longest)})
+    longest = getattr(model.config, "max_position_embeddings", None) or fitting
+    options = options.model_copy(update={"context_tokens": min(fitting, longest)})
     if adapter:
         model = load_adapter(model, adapter)
     speaking = load_voices(model, voices) if voices is not None and voices_in(voices) else None
     return Player(TransformersEngine(model, on, speaking), chat_template, cast, stops, options)
+
+
+def choose_bits(
+    bits: str, on: Hardware, folder: Path, context_tokens: int, beside: Sequence[Path | None] = ()
+) -> tuple[int, int]:
+    """The bits of the weights and the tokens of context that fit.
+
+    "auto": on CUDA the most bits that the free memory holds with the whole context (`mrp plan --for chat`), else 4 bit
+    with a shorter one; 16 on the CPU, and for models that the planner does not know. `beside`: folders of adapters and
+    voices, which take memory too. Raises `InputError` for 8 or 4 bit on the CPU, and if nothing fits.
+    """
+    if bits not in BITS:
+        raise InputError(f"no such number of bits: {bits!r}", "--bits", f"one of {', '.join(BITS)}")
+    if on.device == "cpu":
+        if bits in ("8", "4"):
+            what = f"{bits}-bit weights need a GPU (bitsandbytes)"
+            fix = "leave --bits out, or export a GGUF (`mrp export --to gguf`)"
+            raise InputError(what, "--bits", fix)
+        return 16, context_tokens
+    if bits != "auto":
+        return int(bits), context_tokens
+    try:
+        shape = shape_of_folder(folder)
+    except InputError:  # not a model of equal blocks
+        return 16, context_tokens
+    sizes = [file.stat().st_size for one in beside if one for file in one.glob("**/*.safetensors")]
+    found = choose_chat(shape, context_tokens, _free_memory() - sum(sizes))
+    return found.bits, found.context_tokens
+
+
+def _free_memory() -> int:
+    """Of the GPU, for the planner, which counts CUDA's own too: about half of that is there before a model is."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info()[0]) + CONTEXT // 2
 
 
 def model_of(run: Run) -> tuple[Path, Path | None]:

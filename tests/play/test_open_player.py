@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from scripted import CAST
 from mrp.config import load_run
 from mrp.data.build import build_data
 from mrp.errors import InputError
+from mrp.models.load import hardware
 from mrp.models.merge import merge_run
 from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
-from mrp.play.open import model_of, open_player
+from mrp.play.open import choose_bits, model_of, open_player
 from mrp.play.reply import Player
 from mrp.train.loop import train
 
@@ -145,7 +148,7 @@ def test_a_template_that_cannot_be_used_is_told(tiny_base: Path, tmp_path: Path,
 def test_a_runs_voices_are_heard(project: Path) -> None:
     import torch
 
-    from mrp.models.load import hardware, load_model
+    from mrp.models.load import load_model
     from mrp.models.voices import new_voices, save_voices
 
     run = load_run(project)
@@ -162,3 +165,55 @@ def test_a_runs_voices_are_heard(project: Path) -> None:
     for player in (merged, beside_adapter):
         assert answer(player, "bajie") == without["bajie"]
         assert answer(player, "wukong") != without["wukong"]
+
+
+# -- bits of the weights -------------------------------------------------------------------------------------------
+
+SEVEN = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 92544,
+}
+
+
+@pytest.mark.parametrize(
+    ("gib", "wanted"), [(24, (16, 4096)), (14, (8, 4096)), (7.5, (4, 4096)), (6.2, (4, None)), (4, None)]
+)
+def test_auto_takes_the_most_bits_that_the_free_memory_holds(
+    gib: float, wanted: tuple[int, int | None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN), encoding="utf-8")
+    monkeypatch.setattr("mrp.play.open._free_memory", lambda: int(gib * 2**30))
+    on = dataclasses.replace(hardware("fp32"), device="cuda")
+    if wanted is None:
+        with pytest.raises(InputError, match="cannot chat in"):
+            choose_bits("auto", on, tmp_path, 4096)
+        return
+    bits, tokens = choose_bits("auto", on, tmp_path, 4096)
+    assert bits == wanted[0]
+    assert tokens == wanted[1] if wanted[1] else 256 <= tokens < 4096
+    assert choose_bits("8", on, tmp_path, 4096) == (8, 4096)  # whoever insists gets it
+
+
+def test_an_adapter_beside_the_model_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN), encoding="utf-8")
+    (tmp_path / "adapter").mkdir()
+    with (tmp_path / "adapter" / "adapter_model.safetensors").open("wb") as file:
+        file.truncate(6 * 2**30)  # sparse
+    monkeypatch.setattr("mrp.play.open._free_memory", lambda: 20 * 2**30)
+    on = dataclasses.replace(hardware("fp32"), device="cuda")
+    assert choose_bits("auto", on, tmp_path, 4096)[0] == 16
+    assert choose_bits("auto", on, tmp_path, 4096, [tmp_path / "adapter", None])[0] == 8
+
+
+def test_few_bits_are_refused_on_the_cpu(tiny_base: Path) -> None:
+    on = dataclasses.replace(hardware("fp32"), device="cpu")
+    for bits in ("auto", "16"):
+        assert choose_bits(bits, on, tiny_base, 99) == (16, 99)
+    for bits, what in (("8", "8-bit weights need a GPU"), ("4", "4-bit weights need a GPU"), ("5", "no such number")):
+        with pytest.raises(InputError, match=what):
+            choose_bits(bits, on, tiny_base, 99)
