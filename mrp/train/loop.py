@@ -320,7 +320,7 @@ class Training:
         row |= {"tokens": step.tokens, "labelled": step.labelled, "samples": step.sample_ids}
         if step.stage:
             row["voices"] = list(step.places)
-        if step.replies:
+        if self.options.contrast and not step.stage:
             row["against"] = [item.twin.identity if item.twin else None for item in step.items]
         path = self.folder / RUNNING_LOG
         with self.processes.together():
