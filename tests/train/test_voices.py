@@ -27,7 +27,7 @@ from mrp.models.load import hardware, load_model
 from mrp.models.loss import make_batch, token_losses
 from mrp.models.voices import load_voices, voices_in
 from mrp.render import ChatTemplate
-from mrp.train import loop
+from mrp.train import loop, stages
 from mrp.train.checkpoint import State
 from mrp.train.fast.engine import Engine
 from mrp.train.fast.rows import shape_of
@@ -168,7 +168,7 @@ def test_a_crash_while_the_voices_are_written_is_mended_by_a_resume(
     def dying(*_: Any) -> None:
         raise SystemError("gone")
 
-    monkeypatch.setattr(loop, "save_voices", dying)
+    monkeypatch.setattr(stages, "save_voices", dying)
     with pytest.raises(SystemError):
         train(run)
     monkeypatch.undo()
