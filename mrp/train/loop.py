@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -30,7 +29,6 @@ from mrp.files import disk_error, folder_lock, need_space, read_json, replacing,
 from mrp.models.bases import find_base
 from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
 from mrp.models.loss import keeps_apart
-from mrp.models.voices import new_voices, save_voices
 from mrp.render import ChatTemplate
 from mrp.report import SILENT, Reporter
 from mrp.train import checkpoint
@@ -41,7 +39,7 @@ from mrp.train.memory import gpu_memory, memory_text
 from mrp.train.passes import check_machine, choose_passes, pass_seed, too_little_memory
 from mrp.train.processes import Processes, joined
 from mrp.train.record import differences, finished_record, training_inputs, training_record
-from mrp.train.stages import VOICE_SCALE, adapter_stage, keep_adapter, keep_voices, voice_stage
+from mrp.train.stages import adapter_stage, keep_adapter, keep_voices, voice_stage, write_voices
 from mrp.train.steps import Item, Step, plan_training
 from mrp.train.stopping import signals_caught
 
@@ -320,7 +318,7 @@ class Training:
         row |= {"tokens": step.tokens, "labelled": step.labelled, "samples": step.sample_ids}
         if step.stage:
             row["voices"] = list(step.places)
-        if step.replies:
+        if self.options.contrast and not step.stage:
             row["against"] = [item.twin.identity if item.twin else None for item in step.items]
         path = self.folder / RUNNING_LOG
         with self.processes.together():
@@ -433,7 +431,7 @@ class Training:
                     save_model(self.model, self.base, self.run)
                 else:
                     save_adapter(self.model, self.run.adapter, self.run.config.base)
-                self._write_voices()
+                write_voices(self.run, self.model, self.state.voices, self.best, self.report)
                 with replacing(log) as file:
                     file.write(running.read_text(encoding="utf-8"))
                 machine = {"precision": self.on.precision, "device": self.on.device, "threads": self.threads}
@@ -443,17 +441,3 @@ class Training:
                 checkpoint.remove(self.folder)
                 running.unlink()
         return dict(read_json(self.run.record))
-
-    def _write_voices(self) -> None:
-        """Write the voices that are kept; those of an earlier training go."""
-        kept = [who for who, voice in self.state.voices.items() if voice["epoch"] is not None]
-        for who in sorted(self.state.voices.keys() - set(kept)):
-            self.report.line(f"{who} gets no voice: on the dev slice it was no better with one")
-        if not kept:
-            shutil.rmtree(self.run.voices, ignore_errors=True)
-            return
-        options = self.options
-        bank = new_voices(self.model, kept, options.voice_rank, VOICE_SCALE, self.run.config.seed)
-        checkpoint.put(bank.parameters(), self.best)
-        save_voices(bank, self.run.voices, self.run.config.base)
-        bank.remove()

@@ -133,6 +133,9 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
         "left_out": plan.left_out,
         "pieces_cut_from_long_samples": plan.pieces_cut,
     }
+    if run.config.train.contrast:  # a long sample may be cut elsewhere under another persona, and then has no twin
+        items = [item for step in plan.steps if step.stage == 0 for item in step.items]
+        made_of["contrast"] = {"with_twin": sum(i.twin is not None for i in items), "samples": len(items)}
     return {
         "fingerprint": training_fingerprint(state.inputs),
         "adapter_sha256": sha256_file(trained_files(run)[0]),

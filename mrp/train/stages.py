@@ -13,6 +13,7 @@ with its own rate, its own clip and its own optimizer state, so that voices lear
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from typing import Any
 
 import torch
 
-from mrp.config import TrainOptions
+from mrp.config import Run, TrainOptions
 from mrp.models.load import Hardware
 from mrp.models.loss import make_batch, token_losses
-from mrp.models.voices import VoiceBank, new_voices
-from mrp.train.checkpoint import State
+from mrp.models.voices import VoiceBank, new_voices, save_voices
+from mrp.report import Reporter
+from mrp.train.checkpoint import State, put
 from mrp.train.passes import Losses, Passes, Rows, compute_blocks_again, make_optimizer
 from mrp.train.steps import ADAPTER, Step, learning_rate
 
@@ -153,3 +155,19 @@ def keep_voices(
         kept |= {"epoch": epoch, "dev_loss": dev.get(who), "held_out_loss": held.get(who)}
         better.append(who)
     return better
+
+
+def write_voices(
+    run: Run, model: Any, voices: dict[str, dict[str, Any]], best: dict[str, torch.Tensor], report: Reporter
+) -> None:
+    """Write the voices that are kept (`State.voices`) into the run folder; those of an earlier training go."""
+    kept = [who for who, voice in voices.items() if voice["epoch"] is not None]
+    for who in sorted(voices.keys() - set(kept)):
+        report.line(f"{who} gets no voice: on the dev slice it was no better with one")
+    if not kept:
+        shutil.rmtree(run.voices, ignore_errors=True)
+        return
+    bank = new_voices(model, kept, run.config.train.voice_rank, VOICE_SCALE, run.config.seed)
+    put(bank.parameters(), best)
+    save_voices(bank, run.voices, run.config.base)
+    bank.remove()

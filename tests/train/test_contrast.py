@@ -78,7 +78,24 @@ def test_twins_are_counted_and_fit_into_rows_of_their_own(make_run: MakeRun) -> 
                 assert sum(len(each.input_ids) for each in side) <= run.config.train.max_tokens
     tokens = [sum(step.tokens for step in plan.steps) for plan in (with_twins, without)]
     assert 1.9 * tokens[1] < tokens[0] < 2.1 * tokens[1]
-    assert train(run)["measures"]["tokens"] == tokens[0]
+    record = train(run)
+    assert record["measures"]["tokens"] == tokens[0]
+    count = len(items_of(with_twins))
+    assert record["data"]["contrast"] == {"with_twin": count, "samples": count}
+
+
+def test_a_sample_that_is_cut_elsewhere_under_another_persona_has_no_twin(make_run: MakeRun) -> None:
+    lines = [{"speaker": who, "text": f"line {k} " + "word " * 9} for k in range(8) for who in ("other", "tang")]
+    run = make_run(contrast=0.5, epochs=1, max_tokens=160, more=[{"turns": lines}], dev=0)
+    text = run.cast_path.read_text(encoding="utf-8")
+    run.cast_path.write_text(text.replace("proud and quick.", "proud and quick. " + "Ha! " * 12), encoding="utf-8")
+    run = load_run(run.path)
+    items = items_of(planned(run))
+    alone = [item for item in items if item.twin is None]
+    assert 0 < len(alone) < len(items)
+    record = train(run)
+    assert record["data"]["contrast"] == {"with_twin": len(items) - len(alone), "samples": len(items)}
+    assert [name is None for row in read_log(run) for name in row["against"]] == [i.twin is None for i in items]
 
 
 def test_a_cast_of_one_has_nobody_to_contrast_with(make_run: MakeRun) -> None:

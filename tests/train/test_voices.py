@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shapes import SHAPES
+from test_processes import LIMIT_S, environment
 from tiny_runs import PEOPLE, Heard, adapter_bytes, measured, read_log, read_record, result, stop_at, trained_ids
 
-from mrp.config import Run, load_run
+from mrp.config import Run, TrainOptions, load_run
+from mrp.data.build import build_data
 from mrp.data.samples import in_order
 from mrp.errors import InputError, Stopped
-from mrp.evaluate.held_out import character_losses
+from mrp.evaluate.held_out import Mean, character_losses
 from mrp.models.load import hardware, load_model
+from mrp.models.loss import make_batch, token_losses
 from mrp.models.voices import load_voices, voices_in
 from mrp.render import ChatTemplate
-from mrp.train import loop
+from mrp.train import loop, stages
 from mrp.train.checkpoint import State
+from mrp.train.fast.engine import Engine
+from mrp.train.fast.rows import shape_of
 from mrp.train.loop import train
-from mrp.train.lora import load_adapter
-from mrp.train.stages import keep_voices
-from mrp.train.steps import plan_training
+from mrp.train.lora import adapter_parameters, add_adapter, load_adapter
+from mrp.train.stages import keep_voices, voice_stage
+from mrp.train.steps import Item, Step, plan_training
 
 MakeRun = Callable[..., Run]
 VOICES: dict[str, Any] = {"voices": True, "voice_rank": 2, "voice_learning_rate": 5e-3, "epochs": 1}
@@ -99,16 +106,29 @@ def test_each_voice_sees_its_own_samples_once_an_epoch_in_the_order_asked_for(ma
     assert len(trained_ids(run)) == 4 * len(plan.samples)
 
 
-def test_a_voice_that_helps_nobody_is_not_kept_and_that_is_told(make_run: MakeRun) -> None:
-    run = make_run(**VOICES | {"voice_learning_rate": 0.9})
-    heard = Heard()
+def test_a_voice_that_is_worse_on_the_dev_slice_is_not_kept_and_that_is_told(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.character_losses
+
+    def losses(*given: Any, **named: Any) -> dict[str, Mean]:
+        """As if the voice of one of them had learnt nonsense."""
+        found = real(*given, **named)
+        worse = 5 * (named["speaking"] is not None)
+        return {who: Mean(mean.loss + worse * (who == "bajie"), mean.tokens) for who, mean in found.items()}
+
+    monkeypatch.setattr(loop, "character_losses", losses)
+    run, heard = make_run(**VOICES), Heard()
     record = train(run, report=heard)
-    assert not run.voices.exists()
-    for who in PEOPLE:
-        assert record["measures"]["voices"][who]["epoch"] is None
-        losses = record["measures"]["held_out_loss"][who]
-        assert losses["after"] == losses["adapter"]
-        assert any(line.startswith(f"{who} gets no voice") for line in heard.lines)
+    assert voices_in(run.voices) == sorted(record["voices_sha256"]) == ["tang", "wukong"]
+    chosen = {who: voice["epoch"] for who, voice in record["measures"]["voices"].items()}
+    assert chosen["bajie"] is None and chosen["tang"] and chosen["wukong"]
+    losses_of = record["measures"]["held_out_loss"]
+    assert losses_of["bajie"]["after"] == losses_of["bajie"]["adapter"]
+    assert losses_of["tang"]["after"] < losses_of["tang"]["adapter"]
+    assert [line for line in heard.lines if "gets no voice" in line] == [
+        "bajie gets no voice: on the dev slice it was no better with one"
+    ]
 
 
 def test_a_voice_keeps_its_best_epoch() -> None:
@@ -148,7 +168,7 @@ def test_a_crash_while_the_voices_are_written_is_mended_by_a_resume(
     def dying(*_: Any) -> None:
         raise SystemError("gone")
 
-    monkeypatch.setattr(loop, "save_voices", dying)
+    monkeypatch.setattr(stages, "save_voices", dying)
     with pytest.raises(SystemError):
         train(run)
     monkeypatch.undo()
@@ -210,12 +230,66 @@ def test_blocks_computed_again_change_nothing(make_run: MakeRun, uninterrupted: 
         assert mine == pytest.approx(yours, rel=1e-4)
 
 
+def test_two_processes_train_the_voices_of_one(make_run: MakeRun, uninterrupted: MakeRun) -> None:
+    """Their rows are dealt out; a voice whose row the other process has learns the same."""
+    options = VOICES | {"contrast": 0.5, "learning_rate": 1e-3, "dev": 0}
+    one, two = uninterrupted(accumulation=2, **options), make_run(**options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "mrp", "train", str(two.path), "--json"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_record(two)["processes"] == 2
+    for mine, theirs in zip(measured(one), measured(two), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    ours, theirs_too = voice_weights(one), voice_weights(two)
+    assert ours.keys() == theirs_too.keys() == PEOPLE.keys()
+    for who, own in ours.items():
+        assert max(float((value - theirs_too[who][name]).abs().max()) for name, value in own.items()) < 1e-3, who
+
+
+def test_over_a_base_in_4_bit_voices_learn(tiny_base: Path, make_run: MakeRun) -> None:
+    pytest.importorskip("bitsandbytes")
+    on = hardware("fp32")
+    options = TrainOptions(rank=4, voice_rank=2)
+    model = add_adapter(load_model(tiny_base, on, bits=4), options, 0).requires_grad_(False).train()
+    stage = voice_stage(model, ["tang", "wukong"], 1, options, 0, on, "")
+    rows = {row[0].sample.character: row for row in plan_rows(make_run(voice_rows=2, **VOICES))}
+    step = Step(1, (rows["tang"], rows["wukong"]), True, 1, {"tang": (0, 2), "wukong": (0, 2)})
+    losses = []
+    for _ in range(2):
+        stage.set_rates(step, options)
+        stage.passes.begin_step()
+        losses.append(stage.passes.learn(step.rows, step, 0).values)
+        assert stage.clip(step, 1.0) > 0
+        stage.optimizer.step()
+    assert float(losses[1].mean()) < float(losses[0].mean())
+
+
+def plan_rows(run: Run) -> list[tuple[Item, ...]]:
+    plan = plan_training(run, ChatTemplate(SHAPES["chatml"].tokenizer()))
+    return [row for step in plan.steps if step.stage for row in step.rows]
+
+
+def test_the_fast_path_leaves_a_model_behind_that_voices_can_learn_on(tiny_base: Path, make_run: MakeRun) -> None:
+    """It lays weights out anew; the model must be the same through transformers and PEFT."""
+    options = TrainOptions(rank=4)
+    model = add_adapter(load_model(tiny_base, hardware("fp32")), options, 0)
+    torch.manual_seed(5)
+    for weight in adapter_parameters(model).values():
+        weight.data.normal_(std=0.1)
+    batch = make_batch([[item.rendered for item in plan_rows(make_run(**VOICES))[0]]])
+    with torch.no_grad():
+        before = token_losses(model, batch)
+        engine = Engine(model, shape_of([[[(len(batch.input_ids[0]), len(batch.target))]]], 1))
+        engine.prepare()
+        del engine
+        torch.testing.assert_close(token_losses(model, batch), before, atol=1e-6, rtol=0)
+
+
 def test_general_chat_data_has_no_voice(make_run: MakeRun, tmp_path: Path) -> None:
     rows = '{"messages": [{"role": "user", "content": "One and one?"}, {"role": "assistant", "content": "Two."}]}\n'
     (tmp_path / "general.jsonl").write_text(rows * 1, encoding="utf-8")
     run = make_run(**VOICES)
-    from mrp.data.build import build_data
-
     mixed = load_run(run.path, {"data.mix": "0.5", "data.mix_files": f"[{tmp_path / 'general.jsonl'}]"})
     build_data(mixed)
     record = train(mixed)
