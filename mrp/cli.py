@@ -353,7 +353,7 @@ def chat_command(
         from mrp.play.room import room_of
         from mrp.play.terminal import TerminalChat
 
-        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_))
+        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_), bits=bits)
         room = room_of(run, player)
     return TerminalChat(player, as_, me, seed, report, router=room.router, folder=room.chats).run()
 
@@ -386,7 +386,7 @@ def serve_command(
     report: Reporter,
     run: Annotated[Path, typer.Argument(help="A run, or a model folder.", show_default=False)] = HERE,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="API keys (`mrp new-key`); or set MRP_API_KEY.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False,
     allow_system: Annotated[
@@ -486,8 +486,6 @@ def scene_command(
         player = open_player(run, base=base, cast=cast, flags=settings_given(set_))
     asked = Asked(with_, script, turns, director, me, scenario, seed, memory)
     return play_scene(player, asked, out, resume, report)
-        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_), bits=bits)
-    return TerminalChat(player, as_, me, seed, report).run()
 
 
 @command(card, "import")
