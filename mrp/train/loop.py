@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -33,13 +34,17 @@ from mrp.report import SILENT, Reporter
 from mrp.train import checkpoint
 from mrp.train.checkpoint import State
 from mrp.train.full import save_model, unfreeze
+from mrp.train.launch import STARTED_WITH
 from mrp.train.lora import adapter_parameters, add_adapter, save_adapter
 from mrp.train.memory import gpu_memory, memory_text
-from mrp.train.passes import check_machine, choose_passes, make_optimizer, pass_seed, too_little_memory
+from mrp.train.passes import check_machine, choose_passes, pass_seed, too_little_memory
 from mrp.train.processes import Processes, joined
 from mrp.train.record import differences, finished_record, training_inputs, training_record
+from mrp.train.sharded_model import shard_model
+from mrp.train.sharding import Gathered
 from mrp.train.steps import Item, Step, learning_rate, plan_training
 from mrp.train.stopping import signals_caught
+from mrp.train.strategy import SHARDS_MODEL, choose_strategy, make_update
 
 LOG = "steps.jsonl"  # of the training that made the adapter
 RUNNING_LOG = "steps.part.jsonl"  # of the one that is not done yet
@@ -51,14 +56,16 @@ def train(
     order: str | None = None,
     resume: bool = False,
     restart: bool = False,
+    strategy: str = "auto",
     report: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Train the run's adapter and write `adapter/`, `run.json` and `steps.jsonl`; returns the record.
 
-    `order` takes the place of the run's `data.order`. A finished training with equal inputs is not repeated. A stopped
-    one goes on with `resume`, or begins anew with `restart`; without either it is an `InputError`, so that nothing is
-    lost by mistake. Raises `Stopped` on Ctrl-C or SIGTERM, after the step in work is done and saved. Whatever stops
-    it, the earlier adapter with its record stays until the new one is done.
+    `order` takes the place of the run's `data.order`; `strategy` is how several processes share the work
+    (`strategy.py`). A finished training with equal inputs is not repeated. A stopped one goes on with `resume`, or
+    begins anew with `restart`; without either it is an `InputError`, so that nothing is lost by mistake. Raises
+    `Stopped` on Ctrl-C or SIGTERM, after the step in work is done and saved. Whatever stops it, the earlier adapter
+    with its record stays until the new one is done.
     """
     if resume and restart:
         raise InputError("--resume and --restart exclude each other", "--resume, --restart", "give one of them")
@@ -70,7 +77,7 @@ def train(
                 checkpoint.settle(run.folder)
                 settle_folder(run.merged if run.config.train.method == "full" else run.adapter)
         with processes.together():
-            training = Training(run, processes, report)
+            training = Training(run, processes, report, strategy)
             finished = None if restart else training.finished()
         if finished:
             training.report.line(f"training: done already ({run.adapter})")
@@ -90,7 +97,7 @@ def _with_order(run: Run, order: str) -> Run:
 class Training:
     """One training: its plan, its model, and where it stands."""
 
-    def __init__(self, run: Run, processes: Processes, report: Reporter) -> None:
+    def __init__(self, run: Run, processes: Processes, report: Reporter, strategy: str = "auto") -> None:
         self.run, self.processes = run, processes
         self.report = report if processes.is_first else SILENT
         self.folder = run.folder
@@ -103,6 +110,10 @@ class Training:
         if self.on.device == "cuda" and self.options.precision == "auto" and self.on.autocast is None:
             self.report.warn("this GPU has no bf16, so training runs in fp32: twice the memory, and slower")
         self.base = find_base(run.config.base, run.path.parent)
+        self.strategy, why = choose_strategy(strategy, self.options, processes.world, self.on, self.base)
+        if processes.world > 1:
+            where = "each on a GPU" if self.on.device == "cuda" else "on the CPU, since there is no GPU"
+            self.report.line(f"{processes.world} processes, {where}; strategy {self.strategy}: {why}")
         self.template = ChatTemplate(load_tokenizer(self.base), where=str(self.base))
         self.inputs = training_inputs(run, self.base, self.template.record())
 
@@ -155,7 +166,8 @@ class Training:
 
     def _command(self, flag: str) -> str:
         """How to call this training again."""
-        return f"mrp train {shlex.quote(str(self.run.name_again))} {flag}"
+        command = f"mrp train {shlex.quote(str(self.run.name_again))} {flag}"
+        return f"{command} {os.environ.get(STARTED_WITH, '')}".rstrip()
 
     def _plan(self) -> None:
         self.plan = plan_training(self.run, self.template, self.processes.world)
@@ -167,7 +179,10 @@ class Training:
             self.report.warn(f"... and of {len(left_out) - 20} more samples; run.json will list them all")
 
     def _load(self) -> None:
-        base = load_model(self.base, self.on, self.options.bits)
+        shards = self.strategy in SHARDS_MODEL
+        base = load_model(
+            self.base, dataclasses.replace(self.on, device="cpu") if shards else self.on, self.options.bits
+        )
         self.packed = keeps_apart(base)
         if not self.packed:
             self.report.warn("samples in one row would see each other in this base model, so each gets its own row")
@@ -175,16 +190,25 @@ class Training:
         self.steps = self.plan.steps
         is_full = self.options.method == "full"
         self.model = unfreeze(base) if is_full else add_adapter(base, self.options, self.run.config.seed)
+        if shards:
+            shard_model(self.model, self.on.device)
         self.weights = adapter_parameters(self.model)
         size = sum(p.numel() * p.element_size() for p in self.weights.values())
         need_space(self.folder, 6 * size, "the adapter with its checkpoint")
+        options = self.options.model_copy(update={"kernels": "plain"}) if shards else self.options
         self.passes = choose_passes(
-            self.model, self.weights, self.options, self.on, self.plan, self.processes.world, self.report
+            self.model, self.weights, options, self.on, self.plan, self.processes.world, self.report
         )
-        self.optimizer = make_optimizer(self.weights.values(), self.options)
+        fast = self.passes.name == "fast"
+        if shards:
+            self.passes.why = f"{self.strategy} cuts the weights that fast kernels want whole"
+        if fast and self.strategy == "zero2":
+            self.strategy = "zero1"
+            self.report.warn("zero2 is zero1 here: in a captured graph of fast kernels all gradients keep their place")
+        self.update = make_update(self.strategy, self.model, self.weights, self.processes, self.options, self.on)
         self.best: dict[str, torch.Tensor] | None = None
         if self.state.step:
-            self.best = checkpoint.load(self.folder, self.weights, self.optimizer)
+            self.best = checkpoint.load(self.folder, self.weights, self.update)
             self.report.line(f"training: goes on after step {self.state.step} of {len(self.steps)}")
         if self.processes.is_first:
             self._cut_log()
@@ -240,24 +264,29 @@ class Training:
         """One optimizer step; returns its loss (mean over all labelled tokens of the step, in nats)."""
         began = time.monotonic()
         rate = learning_rate(number, len(self.steps), self.options)
-        for group in self.optimizer.param_groups:
+        for group in self.update.param_groups:
             group["lr"] = rate
         # for dropout, ours and the base's own: a step draws the same whether or not the training was stopped before it
         torch.manual_seed(((self.run.config.seed * 1_000_003 + number) * 1009 + self.processes.rank) % 2**63)
         self.passes.begin_step()
+        self.update.begin_step()
         mine = step.rows[self.processes.rank :: self.processes.world]
         names = [*(c.id for c in self.run.cast), PLAIN]
         sums, labelled = torch.zeros(len(names), 2, dtype=torch.float64), step.labelled
         passed: list[tuple[torch.Tensor, torch.Tensor]] = []  # read after the last pass: a GPU need not wait for it
-        for at in range(0, len(mine), self.options.micro_batch):
+        most = len(step.rows[:: self.processes.world])  # rows of the first process, which has the most
+        for at in range(0, most, self.options.micro_batch):
             rows = mine[at : at + self.options.micro_batch]
+            if not rows:
+                self.update.empty_pass()
+                continue
             seed = pass_seed(self.run.config.seed, number, self.processes.rank, at)
             losses = self.passes.learn(rows, labelled, seed)
             items = [item for row in rows for item in row]
             who = torch.tensor([names.index(item.sample.character) for item in items])[losses.item]
             passed.append((who, losses.values))
-        self.processes.sum_gradients(self.weights.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.options.clip))
+            self.update.after_pass()
+        norm = self.update.reduce(self.options.clip)
         for who, values in passed:
             known = values.double().cpu()
             sums.index_add_(0, who, torch.stack([known, torch.ones_like(known)], 1))
@@ -266,7 +295,7 @@ class Training:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"step {number + 1} has the loss {loss} and the gradient norm {norm}, so the training cannot go on"
             raise InputError(what, self._source(step), "lower train.learning_rate, or set train.precision: fp32")
-        self.optimizer.step()
+        self.update.step()
         self._count(number, step, dict(zip(names, sums.tolist(), strict=True)))
         self._log({"loss": loss, "gradient_norm": norm, "rate": rate}, step, time.monotonic() - began)
         return loss
@@ -345,9 +374,9 @@ class Training:
             items,
             self.options.max_tokens,
             self.on,
-            self.processes,
+            None if self.update.in_step else self.processes,  # in step: each measures all rows, and stops with all
             tick,
-            stop=lambda: self.stop.asked,
+            stop=lambda: self.processes.any(self.stop.asked) if self.update.in_step else self.stop.asked,
             packed=self.packed,
         )
         self._save_if_due()
@@ -356,9 +385,11 @@ class Training:
     # -- saving and stopping --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        weights = checkpoint.copy_of(self.weights) if self.update.in_step else self.weights
+        optimizer = Gathered(self.update.state_dict())  # parts of it may lie in each process
         with self.processes.together():
             if self.processes.is_first:
-                checkpoint.save(self.folder, self.state, self.weights, self.optimizer, self.best)
+                checkpoint.save(self.folder, self.state, weights, optimizer, self.best)
         self.saved_at = time.monotonic()
 
     def _save_if_due(self) -> None:
@@ -374,17 +405,19 @@ class Training:
         """Write the adapter and its record; the checkpoint goes last, so a kill in between is mended by a resume."""
         assert self.best is not None
         checkpoint.put(self.weights, self.best)
+        values = {name: self.best[name] for name in self.weights}  # whole, where the weights may be sharded
         running, log = self.folder / RUNNING_LOG, self.folder / LOG
         with self.processes.together():
             if self.processes.is_first:
                 if self.options.method == "full":
-                    save_model(self.model, self.base, self.run)
+                    save_model(self.model, self.base, self.run, values)
                 else:
-                    save_adapter(self.model, self.run.adapter, self.run.config.base)
+                    save_adapter(self.model, self.run.adapter, self.run.config.base, values)
                 with replacing(log) as file:
                     file.write(running.read_text(encoding="utf-8"))
                 machine = {"precision": self.on.precision, "device": self.on.device, "threads": self.threads}
-                machine |= {"processes": self.processes.world, "packed": self.packed}
+                machine |= {"processes": self.processes.world, "strategy": self.strategy, "packed": self.packed}
+                machine |= {"optimizer_bytes": self.update.state_bytes()}
                 machine |= {"kernels": self.passes.name, "why": self.passes.why} | gpu_memory()
                 write_json(self.run.record, training_record(self.run, self.state, self.plan, log, machine))
                 checkpoint.remove(self.folder)
