@@ -1,7 +1,7 @@
 """`mrp train --gpus N`: start the processes of one training, let the first one talk, and end them together.
 
     if must_start(gpus=2, nodes=None):
-        result = start(["train", "mrp.yaml", "--json"], gpus=2, nodes=1, again="--gpus 2")
+        result = start(["train", "mrp.yaml", "--json"], gpus=2, nodes=1, strategy="zero2")
 
 The processes find each other as those of torchrun do (RANK, WORLD_SIZE, MASTER_ADDR, ...). Ours, since torchrun ends
 with code 1 whatever happened and lets every process talk. Nothing outlives the command: a process whose starter is
@@ -103,13 +103,12 @@ def start_training(
 ) -> dict[str, Any]:
     """`mrp train` with these flags in several processes."""
     check_strategy(strategy)
-    arguments = ["train", str(run), "--strategy", strategy, *flags]
+    arguments = ["train", str(run), *flags]
     arguments += ["--order", order] if order else []
     arguments += ["--resume"] if resume else []
     arguments += ["--restart"] if restart else []
     arguments += [part for setting in settings for part in ("--set", setting)]
-    again = f"--gpus {gpus}" + (f" --nodes {nodes}" if nodes > 1 else "")
-    return start(arguments, gpus, nodes, again)
+    return start(arguments, gpus, nodes, strategy)
 
 
 def check_strategy(name: str) -> None:
@@ -118,13 +117,14 @@ def check_strategy(name: str) -> None:
         raise InputError(f"unknown strategy {name!r}", "--strategy", nearest(name, STRATEGIES))
 
 
-def start(arguments: Sequence[str], gpus: int, nodes: int, again: str) -> dict[str, Any]:
+def start(arguments: Sequence[str], gpus: int, nodes: int, strategy: str) -> dict[str, Any]:
     """Run `mrp ARGUMENTS` in `gpus` processes here, and return the result of the first (with --json).
 
     Raises `typer.Exit` with the exit code of whoever failed, after its text is told.
     """
-    command = f"mrp {shlex.join(arguments)} {again}"
-    place = find_place(nodes, command)
+    again = f"--gpus {gpus}" + (f" --nodes {nodes}" if nodes > 1 else "") + f" --strategy {strategy}"
+    place = find_place(nodes, f"mrp {shlex.join(arguments)} {again}")
+    arguments = [*arguments, "--strategy", strategy]
     with tempfile.TemporaryDirectory(prefix="mrp-") as folder:
         group = _Group(Path(folder), talks=place.node == 0, as_json="--json" in arguments)
         try:
@@ -249,6 +249,10 @@ class _Group:
             what += " (too little memory, perhaps)" if killed == "SIGKILL" else ""
             sys.stderr.write(f"error: {what}\n  fix:   `--resume` goes on from the last checkpoint\n")
             told = [json.dumps({"error": {"what": what, "where": "", "fix": "--resume"}})]
+        elif codes[number] == LOST:
+            what = "a process of this training on another machine has ended"
+            sys.stderr.write(f"error: {what}\n  fix:   see what it said there\n")
+            told = [json.dumps({"error": {"what": what, "where": "", "fix": "see what it said there"}})]
         elif not told:
             told = [json.dumps({"error": {"what": "interrupted", "where": "", "fix": ""}})]
         if self.as_json:
