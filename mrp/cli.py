@@ -6,6 +6,7 @@ Every command takes --json (the result as the last line of standard output), --d
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -205,15 +206,25 @@ def train_command(
     order: Annotated[str | None, typer.Option(help="shuffled or sequential.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever is there.")] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Processes on this machine, one a GPU.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines; each is given this command.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="How processes share: auto, ddp, zero1, zero2, zero3 or fsdp2.")
+    ] = "auto",
     set_: SET = None,
 ) -> Any:
-    """Train the adapter on the built data."""
+    """Train the adapter on the built data, in one process or in several."""
+    from mrp.train.launch import must_start, start_training
+
+    loaded = load(run, set_)
+    if must_start(gpus, nodes):
+        return start_training(run, order, resume, restart, gpus or 1, nodes or 1, strategy, set_ or [], report.flags)
     from mrp.plan.command import warn_if_too_large
     from mrp.train.loop import train
 
-    loaded = load(run, set_)
-    warn_if_too_large(loaded, report)
-    record = train(loaded, order=order, resume=resume, restart=restart, report=report)
+    if os.environ.get("RANK", "0") == "0":
+        warn_if_too_large(loaded, report)
+    record = train(loaded, order=order, resume=resume, restart=restart, strategy=strategy, report=report)
     return {"measures": record["measures"], "order": record["order"]}
 
 

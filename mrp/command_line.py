@@ -8,7 +8,6 @@ Used by `cli.py`, where the commands are.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
@@ -22,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mrp.errors import InputError, MrpError, Stopped
+from mrp.errors import InputError, LostError, MrpError, Stopped
 from mrp.report import ConsoleReporter
 
 RUN = Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)]
@@ -41,6 +40,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Cal
         def run(as_json: bool, debug: bool, quiet: bool, **given: Any) -> None:
             # With --json only the result goes to standard output; what people read goes to standard error.
             report = ConsoleReporter(sys.stderr if as_json else sys.stdout, quiet)
+            report.flags = [f for f, on in (("--json", as_json), ("--debug", debug), ("-q", quiet)) if on]
             _finish(functools.partial(function, report=report, **given), report, as_json, debug)
 
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "report"]
@@ -65,9 +65,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Cal
 def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, debug: bool) -> None:
     """Run a command and turn what happens into output and an exit code."""
     if os.environ.get("RANK", "0") != "0":
-        # One of several processes of a training (torchrun): the first tells how it ends, and has the exit code.
-        with contextlib.suppress(MrpError, KeyboardInterrupt):
-            work()
+        _finish_one_of_many(work, as_json, debug)
         return
     try:
         with warnings.catch_warnings():
@@ -76,10 +74,14 @@ def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, deb
             result = work()
     except BrokenPipeError:
         raise  # who read our output has seen enough; typer ends quietly
+    except typer.Exit:
+        raise  # the processes of a training have told how they ended
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
         fault = _fault(error)
+        if isinstance(fault, LostError) and "MRP_STARTED_WITH" in os.environ:
+            raise typer.Exit(fault.exit_code) from None  # who started us tells what the other one said
         report.err.print(str(fault) if isinstance(fault, Stopped) else f"error: {fault}")
         if as_json:
             print(json.dumps({"error": fault.as_json()}, ensure_ascii=False))
@@ -88,6 +90,24 @@ def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, deb
         print(json.dumps(result, ensure_ascii=False))
     if code := getattr(result, "exit_code", 0):  # a `Judgement`
         raise typer.Exit(code)
+
+
+def _finish_one_of_many(work: Callable[[], Any], as_json: bool, debug: bool) -> None:
+    """Run a process of a training that is not the first: it talks only of what it alone knows."""
+    try:
+        work()
+    except (Exception, KeyboardInterrupt) as error:
+        fault = _fault(error)
+        if fault.shared or isinstance(fault, Stopped):
+            return  # the first process tells it, and has the exit code
+        if isinstance(fault, LostError):
+            raise typer.Exit(fault.exit_code) from None
+        if debug:
+            traceback.print_exc()
+        print(f"error: process {os.environ['RANK']}: {fault}", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": fault.as_json()}, ensure_ascii=False))
+        raise typer.Exit(fault.exit_code) from None
 
 
 def _fault(error: BaseException) -> MrpError:

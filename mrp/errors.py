@@ -15,6 +15,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LOST = 75  # the exit code of a process of a training that ended because another one did
 SHOWN_FAULTS = 20  # of many faults found in one pass, as many are printed; the rest is counted
 
 
@@ -22,6 +23,7 @@ class MrpError(Exception):
     """Something that stops the work: `what` happened, `where` (file:line, key, flag), and how to `fix` it."""
 
     exit_code = 1  # our fault, unless a subclass says that the user can fix it
+    shared = False  # True: every process of a training ends by it, and the first one tells it
 
     def __init__(self, what: str, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
@@ -49,6 +51,12 @@ class SetupError(MrpError):
     """The machine lacks something: a package, disk space, the network, or the folder is in use."""
 
     exit_code = 2
+
+
+class LostError(MrpError):
+    """Another process of the training has ended, so this one cannot go on; that one tells why."""
+
+    exit_code = LOST
 
 
 class Stopped(MrpError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ class Progress(Protocol):
 
 class Reporter:
     """Says nothing. The base of all reporters, and the default of every library function."""
+
+    flags: Sequence[str] = ()  # of --json, --debug and -q, those that the command which reports was given
 
     def line(self, text: object = "") -> None:
         """One line for people (or a rich text)."""

@@ -18,7 +18,7 @@ SMALL = {
     "train.bits": "16",
     "train.rank": "4",
     "train.max_tokens": "512",
-    "train.accumulation": "4",
+    "train.accumulation": "2",
     "train.epochs": "2",
     "train.learning_rate": "1e-3",
     "train.dropout": "0.0",
@@ -49,7 +49,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
         run_file = project / f"{name}.yaml"
         assert mrp("data", "build", run_file, *options).code == 0
         run = home / "runs" / name
-        trained = mrp("train", run)
+        trained = mrp("train", run, "--gpus", 2, "--strategy", "zero2", "--json")
         assert trained.code == 0, trained.err
         merged = mrp("merge", run, "--max-shard-size", "2GB")
         assert merged.code == 0, merged.err
@@ -81,6 +81,9 @@ def test_the_records_differ_in_the_order_alone(replayed: Path) -> None:
     one, other = (record(replayed, name) for name in ("xiyou_7b", "xiyou_7b_rng"))
     assert [r["options"]["data"].pop("order") for r in (one, other)] == ["sequential", "shuffled"]
     assert one["options"] == other["options"]
+    for name in ("processes", "strategy", "template", "versions", "precision"):
+        assert one[name] == other[name]
+    assert (one["processes"], one["strategy"]) == (2, "zero2")
     assert one["order"]["samples_trained"] == other["order"]["samples_trained"]
     assert one["order"]["sha256"] != other["order"]["sha256"]
 

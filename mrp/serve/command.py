@@ -1,6 +1,6 @@
 """`mrp serve RUN`: open the player, bind, serve, and drain when asked to stop.
 
-mrp serve run/ --port 8080
+mrp serve run/ --port 8000
 mrp serve run/ --engine openai --base-url http://127.0.0.1:8000/v1
 """
 
@@ -30,7 +30,7 @@ class ServeFlags:
     """The flags of `mrp serve`."""
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = 8000
     keys: Path | None = None
     insecure: bool = False
     allow_system: bool = False

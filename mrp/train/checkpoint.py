@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from mrp.errors import InputError
 from mrp.files import read_json, replacing_folder, settle_folder, write_json
+from mrp.train.sharding import Gathered, Update, part_of, whole
 
 
 @dataclass
@@ -51,8 +52,8 @@ def checkpoint_folder(run_folder: Path) -> Path:
 def save(
     run_folder: Path,
     state: State,
-    weights: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer | Update | Gathered,
     best: dict[str, torch.Tensor],
 ) -> None:
     """Write the checkpoint. Raises `SetupError` if the disk is full; the one before is then still there."""
@@ -77,7 +78,7 @@ def read_state(run_folder: Path) -> State | None:
         raise InputError("this checkpoint is from another version of mrp", str(path), fix) from error
 
 
-def load(run_folder: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def load(run_folder: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer | Update) -> None:
     """Put the checkpoint's numbers into `weights` and `optimizer`."""
     folder = checkpoint_folder(run_folder)
     kept = load_file(str(folder / "weights.safetensors"))
@@ -92,14 +93,15 @@ def load_best(run_folder: Path) -> dict[str, torch.Tensor]:
 
 
 def put(weights: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
-    """Copy `values` into the parameters of the same names."""
+    """Copy `values` into the parameters of the same names (of sharded ones each process takes its part)."""
     with torch.no_grad():
         for name, parameter in weights.items():
-            parameter.copy_(values[name])
+            parameter.copy_(part_of(values[name], parameter))
 
 
-def copy_of(weights: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    return {name: p.detach().cpu().contiguous().clone() for name, p in weights.items()}
+def copy_of(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Whole copies on the CPU; of sharded weights all processes must ask for them."""
+    return {name: whole(p.detach()).cpu().contiguous().clone() for name, p in weights.items()}
 
 
 def settle(run_folder: Path) -> None:

@@ -27,20 +27,30 @@ def unfreeze(model: Any) -> Any:
     return model.requires_grad_(True)
 
 
-def save_model(model: Any, base: Path, run: Run) -> None:
+def save_model(model: Any, base: Path, run: Run, weights: dict[str, torch.Tensor]) -> None:
     """Write the tuned model, whole or not at all, with the base's tokenizer; an earlier adapter goes.
 
-    Raises `SetupError` if the disk is full.
+    `weights` are the values of its parameters, since those in `model` may be sharded. Raises `SetupError` if
+    the disk is full.
     """
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     kept = config.dtype or torch.float32
-    size = sum(p.numel() for p in model.parameters()) * torch.empty(0, dtype=kept).element_size()
+    size = sum(value.numel() for value in weights.values()) * torch.empty(0, dtype=kept).element_size()
     need_space(run.folder, size, "the tuned model")
-    weights = {name: value.to(kept) for name, value in model.state_dict().items()}
+    names = {id(p): name for name, p in model.named_parameters()}  # a tied matrix has one value under two names
+    whole = {name: weights[names[id(p)]].to(kept) for name, p in model.named_parameters(remove_duplicate=False)} | {
+        name: value.to(kept) for name, value in _kept_buffers(model).items()
+    }
     with replacing_folder(run.merged) as part, disk_errors():
         model.config.dtype = kept
-        model.save_pretrained(str(part), state_dict=weights, safe_serialization=True, max_shard_size="1000GB")
+        model.save_pretrained(str(part), state_dict=whole, safe_serialization=True, max_shard_size="1000GB")
         load_tokenizer(base).save_pretrained(str(part))
     shutil.rmtree(run.adapter, ignore_errors=True)  # else it would be taken for what was trained last
+
+
+def _kept_buffers(model: Any) -> dict[str, torch.Tensor]:
+    """Buffers that are a part of the model's files."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}

@@ -14,9 +14,10 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -34,14 +35,18 @@ from mrp.report import SILENT, Reporter
 from mrp.train import checkpoint
 from mrp.train.checkpoint import State
 from mrp.train.full import save_model, unfreeze
+from mrp.train.launch import STARTED_WITH
 from mrp.train.lora import adapter_parameters, add_adapter, save_adapter
 from mrp.train.memory import gpu_memory, memory_text
 from mrp.train.passes import check_machine, choose_passes, pass_seed, too_little_memory
 from mrp.train.processes import Processes, joined
 from mrp.train.record import differences, finished_record, training_inputs, training_record
-from mrp.train.stages import adapter_stage, keep_adapter, keep_voices, voice_stage, write_voices
+from mrp.train.sharded_model import shard_model
+from mrp.train.sharding import Gathered
+from mrp.train.stages import Stage, adapter_stage, keep_adapter, keep_voices, voice_stage, write_voices
 from mrp.train.steps import Item, Step, plan_training
 from mrp.train.stopping import signals_caught
+from mrp.train.strategy import SHARDS_MODEL, choose_strategy, make_update
 
 LOG = "steps.jsonl"  # of the training that made the adapter
 RUNNING_LOG = "steps.part.jsonl"  # of the one that is not done yet
@@ -53,14 +58,16 @@ def train(
     order: str | None = None,
     resume: bool = False,
     restart: bool = False,
+    strategy: str = "auto",
     report: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Train the run's adapter and write `adapter/`, `run.json` and `steps.jsonl`; returns the record.
 
-    `order` takes the place of the run's `data.order`. A finished training with equal inputs is not repeated. A stopped
-    one goes on with `resume`, or begins anew with `restart`; without either it is an `InputError`, so that nothing is
-    lost by mistake. Raises `Stopped` on Ctrl-C or SIGTERM, after the step in work is done and saved. Whatever stops
-    it, the earlier adapter with its record stays until the new one is done.
+    `order` takes the place of the run's `data.order`; `strategy` is how several processes share the work
+    (`strategy.py`). A finished training with equal inputs is not repeated. A stopped one goes on with `resume`, or
+    begins anew with `restart`; without either it is an `InputError`, so that nothing is lost by mistake. Raises
+    `Stopped` on Ctrl-C or SIGTERM, after the step in work is done and saved. Whatever stops it, the earlier adapter
+    with its record stays until the new one is done.
     """
     if resume and restart:
         raise InputError("--resume and --restart exclude each other", "--resume, --restart", "give one of them")
@@ -73,7 +80,7 @@ def train(
                 settle_folder(run.merged if run.config.train.method == "full" else run.adapter)
                 settle_folder(run.voices)
         with processes.together():
-            training = Training(run, processes, report)
+            training = Training(run, processes, report, strategy)
             finished = None if restart else training.finished()
         if finished:
             training.report.line(f"training: done already ({run.adapter})")
@@ -93,7 +100,7 @@ def _with_order(run: Run, order: str) -> Run:
 class Training:
     """One training: its plan, its model, and where it stands."""
 
-    def __init__(self, run: Run, processes: Processes, report: Reporter) -> None:
+    def __init__(self, run: Run, processes: Processes, report: Reporter, strategy: str = "auto") -> None:
         self.run, self.processes = run, processes
         self.report = report if processes.is_first else SILENT
         self.folder = run.folder
@@ -106,6 +113,10 @@ class Training:
         if self.on.device == "cuda" and self.options.precision == "auto" and self.on.autocast is None:
             self.report.warn("this GPU has no bf16, so training runs in fp32: twice the memory, and slower")
         self.base = find_base(run.config.base, run.path.parent)
+        self.strategy, why = choose_strategy(strategy, self.options, processes.world, self.on, self.base)
+        if processes.world > 1:
+            where = "each on a GPU" if self.on.device == "cuda" else "on the CPU, since there is no GPU"
+            self.report.line(f"{processes.world} processes, {where}; strategy {self.strategy}: {why}")
         self.template = ChatTemplate(load_tokenizer(self.base), where=str(self.base))
         self.inputs = training_inputs(run, self.base, self.template.record())
 
@@ -158,7 +169,8 @@ class Training:
 
     def _command(self, flag: str) -> str:
         """How to call this training again."""
-        return f"mrp train {shlex.quote(str(self.run.name_again))} {flag}"
+        command = f"mrp train {shlex.quote(str(self.run.name_again))} {flag}"
+        return f"{command} {os.environ.get(STARTED_WITH, '')}".rstrip()
 
     def _plan(self) -> None:
         self.plan = plan_training(self.run, self.template, self.processes.world)
@@ -170,7 +182,10 @@ class Training:
             self.report.warn(f"... and of {len(left_out) - 20} more samples; run.json will list them all")
 
     def _load(self) -> None:
-        base = load_model(self.base, self.on, self.options.bits)
+        shards = self.strategy in SHARDS_MODEL
+        base = load_model(
+            self.base, dataclasses.replace(self.on, device="cpu") if shards else self.on, self.options.bits
+        )
         self.packed = keeps_apart(base)
         if not self.packed:
             self.report.warn("samples in one row would see each other in this base model, so each gets its own row")
@@ -178,14 +193,17 @@ class Training:
         self.steps = self.plan.steps
         is_full = self.options.method == "full"
         self.model = unfreeze(base) if is_full else add_adapter(base, self.options, self.run.config.seed)
+        if shards:
+            shard_model(self.model, self.on.device)
         self.weights = adapter_parameters(self.model)  # of what all characters share
         size = sum(p.numel() * p.element_size() for p in self.weights.values())
         need_space(self.folder, 6 * size, "the adapter with its checkpoint")
         self.best = checkpoint.load_best(self.folder) if self.state.step else {}
         self.kernels: dict[str, str] = self.state.kernels
+        self.optimizer_bytes = 0  # of the largest stage, in this process
         self._enter(self.state.stage)
         if self.state.step:
-            checkpoint.load(self.folder, self.stage.weights, self.stage.optimizer)
+            checkpoint.load(self.folder, self.stage.weights, self.stage.update)
             self.report.line(f"training: goes on after step {self.state.step} of {len(self.steps)}")
         if self.processes.is_first:
             self._cut_log()
@@ -197,13 +215,10 @@ class Training:
     def _enter(self, number: int) -> None:
         """Begin a stage: the adapter's, or that of a group of voices over the best adapter, frozen."""
         if number == 0:
-            world = self.processes.world
-            passes = choose_passes(self.model, self.weights, self.options, self.on, self.plan, world, self.report)
-            self.kernels |= {"kernels": passes.name, "why": passes.why}
-            self.stage = adapter_stage(self.weights, passes, self.options)
+            self.stage = self._adapter_stage()
             return
         if self.state.stage != number:
-            self.stage.close()
+            self._leave()
             del self.stage  # its optimizer and graphs make room
             if self.on.device == "cuda":
                 torch.cuda.empty_cache()
@@ -211,13 +226,33 @@ class Training:
         for weight in self.weights.values():
             weight.requires_grad_(False).grad = None
         ids, why = self.plan.learners(number), "voices are trained in plain passes"
-        self.stage = voice_stage(self.model, ids, number, self.options, self.run.config.seed, self.on, why)
+        self.stage = voice_stage(
+            self.model, ids, number, self.options, self.run.config.seed, self.on, why, self.processes
+        )
         if self.state.stage != number:
             adapted = next(e for e in self.state.epochs if e["epoch"] == self.state.best_epoch)
             for who in ids:
                 self.state.voices[who] = {"epoch": None, "dev_loss": adapted["dev_losses"].get(who)}
             self.report.line(f"voices of {', '.join(ids)}")
         self.state.stage = number
+
+    def _adapter_stage(self) -> Stage:
+        shards, world = self.strategy in SHARDS_MODEL, self.processes.world
+        options = self.options.model_copy(update={"kernels": "plain"}) if shards else self.options
+        passes = choose_passes(self.model, self.weights, options, self.on, self.plan, world, self.report)
+        if shards:
+            passes.why = f"{self.strategy} cuts the weights that fast kernels want whole"
+        if passes.name == "fast" and self.strategy == "zero2":
+            self.strategy = "zero1"
+            self.report.warn("zero2 is zero1 here: in a captured graph of fast kernels all gradients keep their place")
+        self.kernels |= {"kernels": passes.name, "why": passes.why}
+        update = make_update(self.strategy, self.model, self.weights, self.processes, self.options, self.on)
+        return adapter_stage(self.weights, passes, update, self.options)
+
+    def _leave(self) -> None:
+        """End the stage: its voices go off the model."""
+        self.optimizer_bytes = max(self.optimizer_bytes, self.stage.update.state_bytes())
+        self.stage.close()
 
     def _cut_log(self) -> None:
         """Take steps after the checkpoint out of the log: they are done again."""
@@ -272,12 +307,17 @@ class Training:
         # for dropout, ours and the base's own: a step draws the same whether or not the training was stopped before it
         torch.manual_seed(((self.run.config.seed * 1_000_003 + number) * 1009 + self.processes.rank) % 2**63)
         stage.passes.begin_step()
+        stage.update.begin_step()
         mine = step.rows[self.processes.rank :: self.processes.world]
         names = [*(c.id for c in self.run.cast), PLAIN]
         sums = torch.zeros(len(names) + 1, 2, dtype=torch.float64)  # the last: the contrast
         passed: list[tuple[torch.Tensor, torch.Tensor]] = []  # read after the last pass: a GPU need not wait for it
-        for at in range(0, len(mine), stage.rows_at_once):
+        most = len(step.rows[:: self.processes.world])  # rows of the first process, which has the most
+        for at in range(0, most, stage.rows_at_once):
             rows = mine[at : at + stage.rows_at_once]
+            if not rows:
+                stage.update.empty_pass()
+                continue
             seed = pass_seed(self.run.config.seed, number, self.processes.rank, at)
             losses = stage.passes.learn(rows, step, seed)
             items = [item for row in rows for item in row]
@@ -285,8 +325,8 @@ class Training:
             passed.append((who, losses.values))
             if losses.contrast is not None:
                 passed.append((torch.full((len(losses.contrast),), len(names)), losses.contrast))
-        self.processes.sum_gradients(stage.learning(step))
-        norm = stage.clip(step, self.options.clip)
+            stage.update.after_pass()
+        norm = stage.reduce(step, self.options.clip)
         for who, values in passed:
             known = values.double().cpu()
             sums.index_add_(0, who, torch.stack([known, torch.ones_like(known)], 1))
@@ -295,7 +335,7 @@ class Training:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"step {number + 1} has the loss {loss} and the gradient norm {norm}, so the training cannot go on"
             raise InputError(what, self._source(step), "lower train.learning_rate, or set train.precision: fp32")
-        stage.optimizer.step()
+        stage.update.step()
         self._count(number, step, dict(zip(names, sums[:-1].tolist(), strict=True)))
         shown = {"loss": loss, "gradient_norm": norm, "rate": rate}
         if step.replies:
@@ -393,9 +433,11 @@ class Training:
             items,
             self.options.max_tokens,
             self.on,
-            self.processes,
+            None
+            if self.stage.update.in_step
+            else self.processes,  # in step: each measures all rows, and stops with all
             tick,
-            stop=lambda: self.stop.asked,
+            stop=lambda: self.processes.any(self.stop.asked) if self.stage.update.in_step else self.stop.asked,
             packed=self.packed,
             speaking=self.stage.speaking,
         )
@@ -405,9 +447,13 @@ class Training:
     # -- saving and stopping --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        weights: Mapping[str, torch.Tensor] = self.stage.weights
+        if self.stage.update.in_step:
+            weights = checkpoint.copy_of(self.stage.weights)
+        optimizer = Gathered(self.stage.update.state_dict())  # parts of it may lie in each process
         with self.processes.together():
             if self.processes.is_first:
-                checkpoint.save(self.folder, self.state, self.stage.weights, self.stage.optimizer, self.best)
+                checkpoint.save(self.folder, self.state, weights, optimizer, self.best)
         self.saved_at = time.monotonic()
 
     def _save_if_due(self) -> None:
@@ -422,21 +468,22 @@ class Training:
     def _finish(self) -> dict[str, Any]:
         """Write the adapter, the voices and the record; the checkpoint goes last, so a kill in between is mended by a
         resume."""
-        self.stage.close()
+        self._leave()
         checkpoint.put(self.weights, self.best)
+        values = {name: self.best[name] for name in self.weights}  # whole, where the weights may be sharded
         running, log = self.folder / RUNNING_LOG, self.folder / LOG
         with self.processes.together():
             if self.processes.is_first:
                 if self.options.method == "full":
-                    save_model(self.model, self.base, self.run)
+                    save_model(self.model, self.base, self.run, values)
                 else:
-                    save_adapter(self.model, self.run.adapter, self.run.config.base)
+                    save_adapter(self.model, self.run.adapter, self.run.config.base, values)
                 write_voices(self.run, self.model, self.state.voices, self.best, self.report)
                 with replacing(log) as file:
                     file.write(running.read_text(encoding="utf-8"))
                 machine = {"precision": self.on.precision, "device": self.on.device, "threads": self.threads}
-                machine |= {"processes": self.processes.world, "packed": self.packed}
-                machine |= self.kernels | gpu_memory()
+                machine |= {"processes": self.processes.world, "strategy": self.strategy, "packed": self.packed}
+                machine |= {"optimizer_bytes": self.optimizer_bytes} | self.kernels | gpu_memory()
                 write_json(self.run.record, training_record(self.run, self.state, self.plan, log, machine))
                 checkpoint.remove(self.folder)
                 running.unlink()

@@ -93,13 +93,13 @@ def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
 
 
-def save_adapter(model: Any, folder: Path, base: str) -> None:
+def save_adapter(model: Any, folder: Path, base: str, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write the adapter whole or not at all. `base` is what PEFT's config names as base model.
 
-    Raises `SetupError` if the disk is full.
+    `weights` are its values by parameter where those in `model` are sharded. Raises `SetupError` if the disk is full.
     """
     with replacing_folder(folder) as part, disk_errors():
         for config in model.peft_config.values():
             config.base_model_name_or_path = base
-        model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False, state_dict=weights)
         (part / "README.md").unlink(missing_ok=True)  # PEFT's card template says nothing about this adapter

@@ -1,4 +1,4 @@
-"""The processes of one training: one by itself, or those that torchrun started (environment RANK, WORLD_SIZE).
+"""The processes of one training: one by itself, or those that `launch.py` or torchrun started (RANK, WORLD_SIZE).
 
 LoRA gradients are small, so they are summed in one flat all-reduce a step: no wrapper around the model, nothing
 between forward and backward, which is what a captured CUDA graph needs later.
@@ -7,6 +7,9 @@ between forward and backward, which is what a captured CUDA graph needs later.
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +17,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from mrp.errors import InputError, MrpError
+from mrp.errors import InputError, LostError, MrpError
+from mrp.train.launch import STARTED_WITH
+
+SAVING_S = 120  # for the step in work and its checkpoint, when the starter is gone
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,11 @@ class Processes:
             return
         texts = [""] * self.world
         dist.all_gather_object(texts, "" if failed is None else str(failed))
+        if failed is None:
+            failed = next((InputError(f"process {rank}: {text}") for rank, text in enumerate(texts) if text), None)
         if failed is not None:
+            failed.shared = True
             raise failed
-        for rank, text in enumerate(texts):
-            if text:
-                raise InputError(f"process {rank}: {text}")
 
 
 @contextmanager
@@ -83,10 +89,33 @@ def joined() -> Iterator[Processes]:
     if world == 1:
         yield Processes()
         return
+    if STARTED_WITH in os.environ:
+        threading.Thread(target=_end_with_starter, daemon=True).start()
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_gpu()
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error):
+            fix = "what the other one said tells more"
+            raise LostError("another process of this training has ended, so this one cannot go on", fix=fix) from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _take_gpu() -> None:
+    """Each process of a machine has a GPU of its own; `InputError` if there are too few."""
+    here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if here > found:
+        raise InputError(f"{here} processes want a GPU each, and here are {found}", "--gpus", f"--gpus {found}")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _end_with_starter() -> None:
+    """When `mrp train --gpus` is gone, whatever ended it, save and end."""
+    os.read(0, 1)  # nothing is ever written there: this returns when the other side is closed
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SAVING_S)
+    os._exit(130)

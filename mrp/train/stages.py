@@ -1,10 +1,10 @@
 """The stages of a training: what all characters share is learnt first, then, over it and frozen, their voices.
 
-    stage = adapter_stage(weights, passes, options)
-    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on)
-    rate = stage.set_rates(step, options)           # then passes, and the sum over processes
-    norm = stage.clip(step, options.clip)
-    stage.optimizer.step()
+    stage = adapter_stage(weights, passes, update, options)
+    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on, why, processes)
+    rate = stage.set_rates(step, options)           # then passes
+    norm = stage.reduce(step, options.clip)
+    stage.update.step()
 
 The loop is the same for both. A stage has learners: one in the first, and the voices of a group in the others, each
 with its own rate, its own clip and its own optimizer state, so that voices learn side by side what each would alone.
@@ -16,7 +16,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from mrp.models.voices import VoiceBank, new_voices, save_voices
 from mrp.report import Reporter
 from mrp.train.checkpoint import State, put
 from mrp.train.passes import Losses, Passes, Rows, compute_blocks_again, make_optimizer
+from mrp.train.processes import Processes
+from mrp.train.sharding import DdpUpdate, Update
 from mrp.train.steps import ADAPTER, Step, learning_rate
 
 VOICE_SCALE = 16  # alpha of a voice
@@ -41,9 +43,10 @@ class Stage:
     learners: dict[str, dict[str, torch.nn.Parameter]]
     peak: float  # learning rate
     passes: Passes
-    optimizer: torch.optim.Optimizer  # a group for each learner, in order
+    update: Update  # a group for each learner, in order
     rows_at_once: int
     bank: VoiceBank | None = None
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def weights(self) -> dict[str, torch.nn.Parameter]:
@@ -61,12 +64,15 @@ class Stage:
     def set_rates(self, step: Step, options: TrainOptions) -> float:
         """Give each learner the rate of its own place in its own steps; returns the highest."""
         rates = {who: learning_rate(*place, self.peak, options) for who, place in step.places.items()}
-        for who, group in zip(self.learners, self.optimizer.param_groups, strict=True):
+        for who, group in zip(self.learners, self.update.param_groups, strict=True):
             group["lr"] = rates.get(who, 0.0)
         return max(rates.values())
 
-    def clip(self, step: Step, limit: float) -> float:
-        """Clip each learner's gradient by its own norm; returns the norm of all of them before."""
+    def reduce(self, step: Step, limit: float) -> float:
+        """Sum the gradients over all processes, and clip each learner's by its own norm; returns the norm of all."""
+        if self.bank is None:
+            return self.update.reduce(limit)
+        self.processes.sum_gradients(self.learning(step))
         norms = [
             float(torch.nn.utils.clip_grad_norm_(list(weights.values()), limit))
             for who, weights in self.learners.items()
@@ -80,23 +86,32 @@ class Stage:
             self.bank.remove()
 
 
-def adapter_stage(weights: dict[str, torch.nn.Parameter], passes: Passes, options: TrainOptions) -> Stage:
+def adapter_stage(
+    weights: dict[str, torch.nn.Parameter], passes: Passes, update: Update, options: TrainOptions
+) -> Stage:
     """The adapter, or with full fine-tuning all weights."""
-    optimizer = make_optimizer(weights.values(), options)
-    return Stage(0, {ADAPTER: weights}, options.learning_rate, passes, optimizer, options.micro_batch)
+    return Stage(0, {ADAPTER: weights}, options.learning_rate, passes, update, options.micro_batch)
 
 
 def voice_stage(
-    model: Any, ids: Sequence[str], number: int, options: TrainOptions, seed: int, on: Hardware, why: str
+    model: Any,
+    ids: Sequence[str],
+    number: int,
+    options: TrainOptions,
+    seed: int,
+    on: Hardware,
+    why: str,
+    processes: Processes,
 ) -> Stage:
-    """The voices of `ids`, over the frozen `model`."""
+    """The voices of `ids`, over the frozen `model`. Each process makes the same update: voices are small."""
     bank = new_voices(model, ids, options.voice_rank, VOICE_SCALE, seed, options.dropout)
     learners: dict[str, dict[str, torch.nn.Parameter]] = {who: {} for who in ids}
     for name, weight in bank.parameters().items():
         learners[name.partition("/")[0]][name] = weight
-    optimizer = make_optimizer([{"params": list(own.values())} for own in learners.values()], options)
+    groups = [{"params": list(own.values())} for own in learners.values()]
+    update = DdpUpdate(bank.parameters(), processes, lambda _: make_optimizer(groups, options))
     passes = VoicePasses(model, bank, on, why, options.checkpointing)
-    return Stage(number, learners, options.voice_learning_rate, passes, optimizer, len(ids), bank)
+    return Stage(number, learners, options.voice_learning_rate, passes, update, len(ids), bank, processes)
 
 
 class VoicePasses:
