@@ -48,7 +48,7 @@ _PARTS = {
 """,
     "paragraph": "<p>{{ text }}</p>",
     "subtitle": "<h3>{{ text }}</h3>",
-    "table": """<div class="table"><table>
+    "table": """<div class="table{{ ' whole' if whole }}"><table>
 <thead><tr>
 {% for name, number in columns %}
 <th{% if number %} class="number"{% endif %}>{{ name }}</th>
@@ -102,12 +102,15 @@ def subtitle(text: str) -> Markup:
     return _fill("subtitle", text=text)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markup:
-    """A table; a column whose cells are all numbers stands to the right, with thousands separated."""
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]], whole: bool = False) -> Markup:
+    """A table; a column whose cells are all numbers stands to the right, with thousands separated.
+
+    `whole`: words are never broken, however narrow the page is; the table is then moved sideways.
+    """
     body = [list(row) for row in rows]
     numbers = [bool(body) and all(isinstance(row[k], int | float) for row in body) for k in range(len(head))]
     shown = [[(_number(cell), number) for cell, number in zip(row, numbers, strict=True)] for row in body]
-    return _fill("table", columns=list(zip(head, numbers, strict=True)), rows=shown)
+    return _fill("table", columns=list(zip(head, numbers, strict=True)), rows=shown, whole=whole)
 
 
 def tiles(values: Iterable[tuple[str, Any]]) -> Markup:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mrp.page import bullets, figure, figures, paragraph, side_by_side, subtitle, table, tiles
+from mrp.page import bullets, examples, figure, figures, paragraph, side_by_side, subtitle, table, tiles
 from mrp.plots import curves, heat_map
 
 WIDE = 12  # characters up to which a confusion matrix stands in Markdown too
@@ -75,6 +75,13 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Quotes:
+    """(who, question, answer) each."""
+
+    items: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
 class Compared:
     """A question, and what several say to it: (who, text) each."""
 
@@ -82,7 +89,7 @@ class Compared:
     said: list[tuple[str, str]]
 
 
-Block = Text | Title | List | Table | Tiles | Matrices | Curves | Compared
+Block = Text | Title | List | Table | Tiles | Matrices | Curves | Quotes | Compared
 
 
 def html(block: Block) -> Markup:
@@ -94,11 +101,14 @@ def html(block: Block) -> Markup:
     if isinstance(block, List):
         return bullets(block.items)
     if isinstance(block, Table):
-        return table(block.head, [[_unbroken(cell) for cell in row] for row in block.rows])
+        cells = [[_unbroken(cell) for cell in row] for row in block.rows]
+        return table(block.head, cells, whole=any("[" in cell for row in cells for cell in row))
     if isinstance(block, Tiles):
         return tiles(block.values)
     if isinstance(block, Compared):
         return side_by_side(block.question, block.said)
+    if isinstance(block, Quotes):
+        return examples(block.items)
     if isinstance(block, Curves):
         lines = [curves(series, title, block.axis) for title, series in block.several]
         return figures([figure(plot, "") for plot in lines]) + paragraph(block.caption)
@@ -120,6 +130,8 @@ def markdown(block: Block) -> list[str]:
         return [f"> {_cell(block.question)}", "", *(f"- **{who}**: {_cell(text)}" for who, text in block.said), ""]
     if isinstance(block, Tiles):
         return [*(f"- {label}: **{value}**" for label, value in block.values), ""]
+    if isinstance(block, Quotes):
+        return [*(f"- **{who}**, asked {_cell(q)!r}: {_cell(text)}" for who, q, text in block.items), ""]
     if isinstance(block, Curves) or len(block.names) > WIDE:
         return []
     lines = []

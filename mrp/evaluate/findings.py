@@ -208,7 +208,7 @@ def _counts(results: dict[str, Any]) -> Iterator[str]:
     if "voice" in results["parts"] and counts["replies"] < PUBLISHED:
         yield (
             f"These are {counts['replies']} generated replies a character: enough to look at, too few to publish"
-            f" (`--full` makes {PUBLISHED})."
+            f" (--full makes {PUBLISHED})."
         )
     if counts["without_held_out"]:
         yield f"Without held-out lines, and so not measured by them: {', '.join(counts['without_held_out'])}."

@@ -152,8 +152,10 @@ def _claims(character: Character) -> Iterator[str]:
         if _HAN.search(name):
             yield rf"{_CLAIM_ZH}{escaped}(?!的|之|家)"
         else:
-            yield rf"{_CLAIM_EN}{escaped}\b(?!['’]s){_END}"
-            yield rf"{_CLAIM_ZH}\s*{escaped}(?![\w])"
+            capital = re.escape(name[0].upper() + name[1:])
+            as_a_name = rf"(?-i:{escaped}|{capital})"  # "I am the master" is no claim to be Master
+            yield rf"{_CLAIM_EN}{as_a_name}\b(?!['’]s){_END}"
+            yield rf"{_CLAIM_ZH}\s*{as_a_name}(?!\w)"
 
 
 def _says(text: str, names: Sequence[str]) -> bool:

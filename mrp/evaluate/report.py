@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrp.evaluate.blocks import Block, Compared, List, Matrices, Table, Text, Tiles, Title, html, markdown
+from mrp.evaluate.blocks import Block, Compared, List, Matrices, Quotes, Table, Text, Tiles, Title, html, markdown
 from mrp.evaluate.findings import SIDE_NAMES, findings, number, percent
 from mrp.evaluate.voice import VIEWS
 from mrp.files import replacing
 from mrp.page import Section, page
 
+SHOWN_WRONG = 12  # answers that failed
 Part = tuple[str, list[Block]]
 VIEW_NAMES = {
     "as is": "Judged as they are",
@@ -208,14 +209,15 @@ def _questions(results: dict[str, Any]) -> list[Block]:
         ]
         for who in tuned["characters"]
     ]
-    wrong = [a for a in tuned["answers"] if not a["passed"]][:6]
+    failed = {who: [a for a in tuned["answers"] if a["character"] == who and not a["passed"]] for who in names}
+    wrong = [a for own in failed.values() for a in own[:2]][:SHOWN_WRONG]
     blocks: list[Block] = [
         Table(["question", "as the character would, base", "tuned"], rows),
         Table(["character", "right, base", "right, tuned", "claims another, base", "claims another, tuned"], who_rows),
     ]
     if wrong:
-        blocks.append(Title("Some that failed"))
-        blocks += [Compared(a["question"], [(names[a["character"]], a["answer"] or "(nothing)")]) for a in wrong]
+        blocks.append(Title("Some answers of the tuned model that failed"))
+        blocks.append(Quotes([(names[a["character"]], a["question"], a["answer"] or "(nothing)") for a in wrong]))
     return blocks
 
 

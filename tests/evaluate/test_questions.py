@@ -107,6 +107,15 @@ def test_a_name_that_the_question_gives_is_no_answer_to_it() -> None:
     assert check(cast, probe, "Tang, of course.").passed
 
 
+@pytest.mark.parametrize(
+    ("text", "who"),
+    [("I am Master.", "tang"), ("I am the master.", None), ("I'm Tang, a monk", "tang"), ("My name is tang.", "tang")],
+)
+def test_a_title_is_a_name_where_it_is_written_as_one(text: str, who: str | None) -> None:
+    cast = Cast(characters=[Character(id="a", name="Abel"), Character(id="tang", name="Sanzang", aliases=["Master"])])
+    assert claimed(cast, "a", text) == who
+
+
 def test_the_first_few_questions_hold_each_kind_and_are_not_those_of_training() -> None:
     from mrp.data.identity import QUESTIONS
 

@@ -18,7 +18,7 @@ from test_voice import PHRASES, line_of, text_of
 from mrp.config import ChatOptions
 from mrp.dialogue import Turn
 from mrp.evaluate.asking import Answer
-from mrp.evaluate.blocks import Compared, Curves, Matrices, Table, Tiles, html, markdown
+from mrp.evaluate.blocks import Compared, Curves, Matrices, Quotes, Table, Tiles, html, markdown
 from mrp.evaluate.drift import drift_figures, hold_talks
 from mrp.evaluate.findings import findings, number, percent, surely
 from mrp.evaluate.voice import Voices
@@ -74,9 +74,20 @@ def test_what_was_not_measured_is_not_told() -> None:
 
 def test_texts_stay_texts_on_the_page_and_in_markdown() -> None:
     evil = "<script>alert(1)</script> | x"
-    for block in (Compared(evil, [(evil, evil)]), Table([evil], [[evil]]), Tiles([(evil, evil)])):
+    for block in (
+        Compared(evil, [(evil, evil)]),
+        Quotes([(evil, evil, evil)]),
+        Table([evil], [[evil]]),
+        Tiles([(evil, evil)]),
+    ):
         assert "<script" not in str(html(block))
     assert markdown(Table(["a|b"], [["c\nd"]])) == ["| a\\|b |", "| --- |", "| c d |", ""]
+
+
+def test_an_interval_is_never_broken_in_two() -> None:
+    page = str(html(Table(["loss"], [["3.5 [3.3, 3.7]"]])))
+    assert "[3.3,\u00a03.7]" in page and 'class="table whole"' in page
+    assert "whole" not in str(html(Table(["what"], [["a long text"]])))
 
 
 def test_matrices_and_curves_stand_on_the_page() -> None:
