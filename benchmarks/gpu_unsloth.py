@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ARMS = (("0.1", "true"), ("0", "true"), ("0", "unsloth"), ("0.1", "false"), ("0", "false"))  # dropout, checkpointing
+ARMS = (("0", "true"), ("0.1", "true"), ("0", "unsloth"), ("0.1", "false"), ("0", "false"))  # dropout, checkpointing
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

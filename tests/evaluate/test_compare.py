@@ -55,7 +55,7 @@ def test_what_is_done_is_skipped_and_what_is_missing_is_done(
     home = Path(shutil.copytree(experiment.parent, tmp_path / "moved"))
     shutil.rmtree(home / "compare" / "runs" / "shuffled" / "seed-0" / "eval")
     monkeypatch.setattr("mrp.train.loop.Training.run_all", None)
-    monkeypatch.setattr("mrp.play.engine.TransformersEngine.stream", None)
+    monkeypatch.setattr("mrp.play.embedded.TransformersEngine.stream", None)
     done = mrp("compare", home / "experiment.yaml", "--json")
     assert done.code == 0, done.err
     assert done.json["arms"] == read_json(experiment.parent / "compare" / "compare.json")["arms"]
