@@ -130,7 +130,9 @@ class _Pipeline:
         done = itertools.count(1)
         with self.report.progress("asking everybody", 2 * len(run.cast.characters), "replies") as update:
             for when, folder in (("before", base), ("after", run.merged)):
-                player = load_player(folder, None, run.cast, run.config.chat, run.config.train.precision)
+                voices = run.voices if when == "after" else None
+                precision = run.config.train.precision
+                player = load_player(folder, None, run.cast, run.config.chat, precision, voices=voices)
                 answers[when] = ask_everybody(player, run.question, run.config.seed, lambda: update(next(done)))
                 self.tokens_asked += tokens_asked(player, run.question, answers[when])
                 del player

@@ -94,7 +94,7 @@ def test_equal_seeds_give_equal_reports_and_a_second_run_asks_nothing(
     evaluate(project, replies=3, seed=1, threads=1)
     assert written(project) == written(evaluated)
     before = snapshot(project.parent / "run" / "eval")
-    monkeypatch.setattr("mrp.play.engine.TransformersEngine.stream", None)
+    monkeypatch.setattr("mrp.play.embedded.TransformersEngine.stream", None)
     monkeypatch.setattr("mrp.models.loss.token_losses", None)
     evaluate(project, replies=3, seed=1)
     assert snapshot(project.parent / "run" / "eval") == before
@@ -149,7 +149,8 @@ def test_the_model_card_says_what_was_found_until_the_run_is_trained_anew(projec
 
 
 def test_ctrl_c_ends_it_and_the_same_command_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mrp.play.engine import Request, TransformersEngine
+    from mrp.play.embedded import TransformersEngine
+    from mrp.play.engine import Request
 
     calls = []
 

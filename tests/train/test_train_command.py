@@ -126,7 +126,8 @@ def test_exit_codes_and_messages(make_run: MakeRun) -> None:
     assert code == 0 and "training: done already" in told
 
 
-def test_the_other_processes_of_a_training_are_silent(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_another_process_says_which_it_is(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(epochs=1)
     monkeypatch.setenv("RANK", "1")
-    assert mrp("train", run.path, "--order", "sorted") == (0, "")
+    code, text = mrp("train", run.path, "--order", "sorted")
+    assert code == 2 and text.startswith("error: process 1: unknown order")
