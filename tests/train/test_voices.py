@@ -248,7 +248,7 @@ def test_two_processes_train_the_voices_of_one(make_run: MakeRun, uninterrupted:
 
 
 def test_over_a_base_in_4_bit_voices_learn(tiny_base: Path, make_run: MakeRun) -> None:
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="only on a machine with bitsandbytes")
     on = hardware("fp32")
     options = TrainOptions(rank=4, voice_rank=2)
     model = add_adapter(load_model(tiny_base, on, bits=4), options, 0).requires_grad_(False).train()
