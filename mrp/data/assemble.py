@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,37 @@ from mrp.report import Progress
 
 Ints = NDArray[np.integer[Any]]
 BUCKET_BYTES = 2**26  # of lines put in order at once
+WAITING = 4  # things for the thread that writes
 decode, encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
+
+
+class Behind:
+    """Does one thing after another in a thread of its own, while the caller goes on; use it with `with`.
+
+    Writing and hashing let other threads run. At most `WAITING` things wait, so what they hold stays bounded.
+    """
+
+    def __enter__(self) -> Behind:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[object]] = deque()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._pool:
+            if error[0] is None:
+                self.finish()
+            self._pool.shutdown(cancel_futures=True)
+
+    def do(self, act: Callable[[bytes], object], data: bytes) -> None:
+        """`act(data)`, after all that was asked before. What an earlier one raised is raised here."""
+        if len(self._waiting) == WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(act, data))
+
+    def finish(self) -> None:
+        """Wait until all is done; raises what was raised there."""
+        while self._waiting:
+            self._waiting.popleft().result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +86,21 @@ class SampleTable:
         size = int(self.length[lines.row].sum(dtype=np.int64))
         buckets = max(1, -(-size // BUCKET_BYTES))
         done = 0
-        with path.open("wb") as file, tempfile.TemporaryDirectory(prefix=".mrp-", dir=path.parent) as folder:
-            for texts in self._in_buckets(lines, buckets, Path(folder)):
+        with (
+            path.open("wb") as file,
+            tempfile.TemporaryDirectory(prefix=".mrp-", dir=path.parent) as folder,
+            Behind() as behind,
+        ):
+            for texts in self._in_buckets(lines, buckets, Path(folder), behind):
                 whole = b"".join(texts)
-                digest.update(whole)
-                file.write(whole)
+                behind.do(digest.update, whole)
+                behind.do(file.write, whole)
                 done += len(whole)
                 if progress:
                     progress(done)
         return digest.hexdigest()
 
-    def _in_buckets(self, lines: Lines, buckets: int, folder: Path) -> Iterator[list[bytes]]:
+    def _in_buckets(self, lines: Lines, buckets: int, folder: Path, behind: Behind) -> Iterator[list[bytes]]:
         """The texts of each bucket, in order."""
         if buckets == 1:
             found: list[bytes] = [b""] * len(lines.row)
@@ -83,9 +119,10 @@ class SampleTable:
             for number in range(buckets):
                 mine = order[ends[number] : ends[number + 1]]
                 chosen = [texts[k] for k in mine.tolist()]
-                files[number].write(b"".join(chosen))
+                behind.do(files[number].write, b"".join(chosen))
                 where[number].append(places[mine].astype(NUMBER))
                 sizes[number].append(np.fromiter(map(len, chosen), np.uint32, len(chosen)))
+        behind.finish()
         for number, file in enumerate(files):
             with file:
                 file.seek(0)

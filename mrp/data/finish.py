@@ -8,6 +8,7 @@ Called by `build.py` for a build of one machine and for the shards of several; b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,14 @@ def finish(
     ordering = _Ordering(run, table, decided, samples, report)
     sizes = {}
     written = {}
-    for name, lines in ((TRAIN, ordering.train), (HELD_OUT, ordering.held_out)):
-        total = int(samples.length[lines.row].sum(dtype=np.int64))
-        with report.progress(f"writing {name}", total, "B") as update:
-            written[name] = samples.write(out / name, lines, update)
-        sizes[name] = lines
-    written[REJECTED] = write_rejected(out / REJECTED, table, decided, maker.files)
+    with ThreadPoolExecutor(1) as beside:  # while samples wait for the disk
+        rejected = beside.submit(write_rejected, out / REJECTED, table, decided, maker.files)
+        for name, lines in ((TRAIN, ordering.train), (HELD_OUT, ordering.held_out)):
+            total = int(samples.length[lines.row].sum(dtype=np.int64))
+            with report.progress(f"writing {name}", total, "B") as update:
+                written[name] = samples.write(out / name, lines, update)
+            sizes[name] = lines
+        written[REJECTED] = rejected.result()
     outcome = Outcome(table, decided, sizes[TRAIN], sizes[HELD_OUT], ordering.factors, ordering.identity, proven)
     manifest = make_manifest(run, maker, scanned.hashes, outcome)
     manifest["outputs"] = {name: {"sha256": sha} for name, sha in written.items()}

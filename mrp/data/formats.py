@@ -69,6 +69,7 @@ class Talk:
     scenario: str = ""
     _unnamed: tuple[str, str] = field(init=False, default=("", ""))  # the last system text that names nobody, and where
     _system: str = field(init=False, default="")  # the last system text
+    _known: tuple[str, str | None, str] = field(init=False, default=("", None, ""))  # it, and what it says
     _is_told: bool = field(init=False, default=False)  # that nobody is known to reply: said once, not for each reply
 
     def __post_init__(self) -> None:
@@ -90,7 +91,9 @@ class Talk:
             if text != self.scenario:  # a scene has one
                 self.dropped["system_text"] += 1
             return
-        named, scenario = self.names.identity_and_scenario(text)
+        if text != self._known[0]:
+            self._known = (text, *self.names.identity_and_scenario(text))
+        _, named, scenario = self._known
         if scenario:
             self.scenario = self.scenario or scenario
         if (named is None and not scenario) or scenario not in ("", self.scenario):
@@ -160,13 +163,13 @@ def _good_texts(pair: Any) -> list[str] | None:
     """The three texts of a pair, or None where anything has to be looked at closely. For speed: most have no fault."""
     if type(pair) is not dict or not pair.keys() <= _XTUNER_KEYS:
         return None
-    texts = []
-    for key in XTUNER_TURN_KEYS:
-        text = pair.get(key, "")
-        if type(text) is not str or BAD_CHARACTER.search(text):
+    texts = [pair.get(key, "") for key in XTUNER_TURN_KEYS]
+    for text in texts:
+        if type(text) is not str:
             return None
-        texts.append(text.strip())
-    return texts
+    if BAD_CHARACTER.search("".join(texts)):
+        return None
+    return [text.strip() for text in texts]
 
 
 def read_messages(value: Mapping[str, Any], talk: Talk) -> None:

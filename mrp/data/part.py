@@ -244,7 +244,7 @@ class PartWriter:
         text = encode(row) + b"\n"
         shown = "".join([turn.text for turn in turns])
         own = [turn.text for turn, learnt in zip(turns, loss, strict=True) if learnt]
-        said = sum(turn.is_line for turn in turns)
+        said = [turn.is_line for turn in turns].count(True)
         sizes = (said, len(own), len(shown), len("".join(own)), estimated_tokens(shown))
         self._lines.write(text)
         key = order_key(self.maker.seed, 0, sample_id)

@@ -146,8 +146,12 @@ def _part_lines(parts: Iterable[Part | Rejected], names: Names, kind: str) -> It
 
 
 def _need_reply(scene: Scene, names: Names, faults: Faults) -> None:
-    if not faults.found and not any(names.is_character(speaker) for speaker in scene.speakers()):
-        faults.add("no-reply", "no character says anything here")
+    if faults.found:
+        return
+    for turn in scene.turns:
+        if turn.is_line and names.is_character(turn.speaker):
+            return
+    faults.add("no-reply", "no character says anything here")
 
 
 def _book_lines(value: Any, line: JsonLine, places: Places, names: Names, file: str) -> Iterator[ReadLine]:

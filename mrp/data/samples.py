@@ -51,7 +51,8 @@ def sample_row(
 ) -> dict[str, Any]:
     """A sample as it is written: what `turns` of a scene show to `character`, and which of them are learnt."""
     rows = [
-        turn.row() | {"loss": learnt} if turn.is_line else turn.row() for turn, learnt in zip(turns, loss, strict=True)
+        {"speaker": turn.speaker, "text": turn.text, "loss": learnt} if turn.is_line else turn.row()
+        for turn, learnt in zip(turns, loss, strict=True)
     ]
     row: dict[str, Any] = {"id": sample_id, "character": character, "scene": scene_id}
     row |= {"participants": scene.participants, "turns": rows, "source": scene.source}

@@ -21,6 +21,7 @@ from mrp.evaluate.identity import Judge
 from mrp.files import fingerprint, sha256_file
 from mrp.models.bases import find_base, model_identity
 from mrp.models.load import Hardware, hardware, load_model
+from mrp.models.run_voices import voices_of
 from mrp.models.voices import load_voices, voices_in
 from mrp.play.open import load_player, model_of, open_player
 from mrp.play.reply import Player
@@ -47,7 +48,7 @@ def sides(run: Run, flags: dict[str, str]) -> tuple[Side, Side]:
     on = hardware(run.config.train.precision)
     base = find_base(run.config.base, run.path.parent)
     folder, adapter = model_of(run)
-    voices = run.voices if voices_in(run.voices) else None
+    voices = voices_of(run)
     machine = _machine(on)
 
     def base_player() -> Player:

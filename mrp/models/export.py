@@ -51,6 +51,7 @@ from mrp.models.hf_folder import folder_files, portable_template
 from mrp.models.load import load_tokenizer
 from mrp.models.model_card import facts_of, gguf_usage, hf_usage, model_card
 from mrp.models.ollama import modelfiles, usage
+from mrp.models.run_voices import voices_of
 from mrp.models.shards import (
     FLOATS,
     ITEM_BYTES,
@@ -163,7 +164,7 @@ def open_source(path: Path) -> Source:
     voices = path / VOICES
     if path.is_file() or (path / KEPT_RUN_FILE).exists() or (path / RUN_FILE).exists():
         run = load_run(path)
-        folder, cast, options, voices = run.merged, run.cast, run.config.chat, run.voices
+        folder, cast, options, voices = run.merged, run.cast, run.config.chat, voices_of(run) or run.voices
         if not (folder / "config.json").is_file():
             fix = f"mrp merge {run.name_again}" if run.adapter.is_dir() else f"mrp run {run.name_again}"
             raise InputError("the run has no merged model to export", str(folder), fix)

@@ -17,6 +17,7 @@ from mrp.models.bases import check_base_folder, find_base
 from mrp.models.merge import keep_cast, merge
 from mrp.models.merge_plan import Weighted
 from mrp.models.model_card import write_card
+from mrp.models.run_voices import voices_of
 from mrp.models.voices import voices_in
 from mrp.report import SILENT, Reporter
 
@@ -28,7 +29,7 @@ def merge_voice(run: Run, name: str, out: Path | None = None, report: Reporter =
     without a voice, for the place of the run's own merged model, and whatever `merge` raises.
     """
     who = run.cast.find(name, "--voice").id
-    known = voices_in(run.voices)
+    known = voices_in(voices_of(run) or run.voices)
     if who not in known:
         fix = nearest(who, known) if known else "merge without --voice: this run has one adapter for all characters"
         raise InputError(f"{who!r} has no voice of its own", str(run.voices), fix)

@@ -17,6 +17,7 @@ from mrp.errors import InputError
 from mrp.models.bases import check_base_folder, find_base
 from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
 from mrp.models.merge import is_merged
+from mrp.models.run_voices import voices_of
 from mrp.plan.chat import choose_chat
 from mrp.plan.shapes import shape_of_folder
 from mrp.plan.training import CONTEXT
@@ -47,7 +48,7 @@ def open_player(
         run = load_run(path, flags)
         folder, adapter = model_of(run)
         characters, options, precision = run.cast, run.config.chat, run.config.train.precision
-        voices = run.voices
+        voices = voices_of(run)
         set_threads(run.config.train.threads)
     else:
         folder, adapter = _model_folder(path, base)

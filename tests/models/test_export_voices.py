@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,17 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from test_export import parse_modelfile  # noqa: E402
 
 from mrp.config import Run, load_run  # noqa: E402
+from mrp.files import sha256_file, write_json  # noqa: E402
 from mrp.models.export import export  # noqa: E402
 from mrp.models.gguf import read_fields  # noqa: E402
 from mrp.models.load import hardware, load_model  # noqa: E402
 from mrp.models.merge import is_merged, merge_command, merge_run  # noqa: E402
 from mrp.models.merge_voice import merge_voice  # noqa: E402
+from mrp.models.run_voices import voices_of  # noqa: E402
 from mrp.models.voices import load_voices, new_voices, save_voices  # noqa: E402
 from mrp.report import SILENT  # noqa: E402
-from mrp.train.lora import load_adapter  # noqa: E402
+from mrp.train.lora import WEIGHTS, load_adapter  # noqa: E402
+from mrp.train.record import voice_hashes  # noqa: E402
 
 IDS = torch.arange(40, 80).view(1, 40)
 
@@ -95,6 +99,24 @@ def test_a_voice_that_is_not_there_and_the_casts_own_place_are_refused(run: Run,
     with pytest.raises(InputError, match="has no voice of its own") as error:
         merge_voice(silent, "wukong")
     assert "without --voice" in error.value.fix
+
+
+def test_voices_over_another_adapter_than_theirs_are_refused_wherever_they_speak(
+    run: Run, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run.path.parent, tmp_path / "p")
+    changed = load_run(tmp_path / "p" / run.path.name)
+    record = {"adapter_sha256": sha256_file(run.adapter / WEIGHTS), "voices_sha256": voice_hashes(run)}
+    write_json(changed.record, record)
+    assert voices_of(changed) == changed.voices
+    assert mrp("export", changed.path, tmp_path / "out", "--to", "hf").code == 0
+    make_adapter(changed.adapter, tiny_base, strength=0.2)
+    told = ("another one than the voices of bajie, gone, wukong", "put the adapter of that training back")
+    fails(mrp("merge", changed.path, "--voice", "wukong"), 2, *told)
+    fails(mrp("export", changed.path, tmp_path / "out2", "--to", "hf"), 2, *told)
+    fails(mrp("chat", changed.path), 2, *told)
+    shutil.rmtree(changed.voices)
+    assert voices_of(changed) is None
 
 
 # -- hf ------------------------------------------------------------------------------------------------------------
