@@ -10,7 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +204,19 @@ def tell(run: Run, manifest: dict[str, Any], rejected_path: Path, report: Report
 
 
 def _tell_rejected(run: Run, counts: dict[str, int], path: Path, report: Reporter) -> None:
-    """The first lines that could not be used, and where all are."""
-    total = sum(count for reason, count in counts.items() if reason not in NOT_READ)
+    """Some lines that could not be used, of the rarest reasons first (a broken line among many repeats), and where all
+    are."""
+    left = {reason: count for reason, count in counts.items() if reason not in NOT_READ and count}
+    total = sum(left.values())
     if not total:
         return
-    rows = (line.value for line in read_json_lines(path))
-    for row in islice((row for row in rows if row["reason"] not in NOT_READ), SHOWN_REJECTED):
+    found: dict[str, list[dict[str, str]]] = {reason: [] for reason in left}
+    for line in read_json_lines(path):
+        of_reason = found.get(line.value["reason"])
+        if of_reason is not None and len(of_reason) < SHOWN_REJECTED:
+            of_reason.append(line.value)
+    rarest = sorted(left, key=lambda reason: left[reason])
+    for row in islice(chain.from_iterable(found[reason] for reason in rarest), SHOWN_REJECTED):
         report.warn(f"{row['source']} is left out: {row['reason']}, {row['detail']}")
     if total > SHOWN_REJECTED:
         report.warn(f"... and {total - SHOWN_REJECTED:,} more lines, all in {run.data / REJECTED}")

@@ -26,3 +26,13 @@ def test_rejected_lines_are_named_the_first_ones_and_then_the_place_of_all(tmp_p
     ]
     assert "2 more lines" in heard.warnings[-1] and str(run.data / "rejected.jsonl") in heard.warnings[-1]
     assert len(list(read_json_lines(run.data / "rejected.jsonl"))) == SHOWN_REJECTED + 2
+
+
+def test_a_broken_line_is_named_before_many_repeats(tmp_path: Path) -> None:
+    (tmp_path / "cast.yaml").write_text(CAST, encoding="utf-8")
+    (tmp_path / "mrp.yaml").write_text("data: {held_out: 0}\n", encoding="utf-8")
+    (tmp_path / "ada.jsonl").write_text(GOOD * 30 + "{broken\n" + GOOD, encoding="utf-8")
+    run, heard = load_run(tmp_path / "mrp.yaml"), Heard()
+    build_data(run, heard)
+    assert heard.warnings[0].startswith("ada.jsonl:31 is left out: broken-json")
+    assert heard.warnings[1].startswith("ada.jsonl:2 is left out: duplicate")
