@@ -111,7 +111,9 @@ class TrainOptions(StrictModel):
     epochs: int = Field(3, ge=1, le=1000)
     """Passes over the training samples; the best one (by the dev slice) is kept."""
     learning_rate: float = Field(2e-4, gt=0, lt=1)
-    """Peak rate of AdamW; cosine decay to zero over all epochs."""
+    """Peak rate of AdamW; `decay` says how it falls over all epochs."""
+    decay: Literal["cosine", "none"] = "cosine"
+    """How a rate goes on after its warm-up, the adapter's and each voice's: in a cosine to zero, or not down at all."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the rate rises from zero; at least two steps."""
     rank: int = Field(16, ge=1, le=512)
@@ -147,9 +149,14 @@ class TrainOptions(StrictModel):
     voice_epochs: int = Field(2, ge=1, le=1000)
     """Passes of each voice over its character's samples; the best one is kept, or none where the dev slice tells so."""
     voice_learning_rate: float = Field(5e-4, gt=0, lt=1)
-    """Peak rate of a voice, with a warm-up and a cosine of its own."""
+    """Peak rate of a voice, with a warm-up and a decay of its own."""
     voice_rows: int = Field(4, ge=1)
     """Voices trained at once, each with a packed row in the pass; more characters follow in further groups."""
+    voice_contrast: float = Field(0.0, ge=0, le=10)
+    """Weight of a second loss of the voices: a reply must be likelier under its own persona and voice than under those
+    of another character, drawn for each row. All voices then learn in one group, from one another."""
+    voice_tolerance: float = Field(0.0, ge=0, le=100)
+    """How much worse than the best on the dev slice (nats a token) a later pass of a voice may be and is still kept."""
     contrast: float = Field(0.0, ge=0, le=10)
     """Weight of a second loss of the adapter: a reply must be likelier under its own persona than under another
     character's. Good at 0.5; twice the tokens."""
@@ -173,6 +180,9 @@ class TrainOptions(StrictModel):
         if self.contrast and (self.kernels == "fast" or self.offload):
             what = "the fast kernels have no room for the second loss of train.contrast"
             raise ValueError(f"{what}|set train.kernels: auto and train.offload: false, or train.contrast: 0")
+        if self.voice_contrast and not self.voices:
+            what = "train.voice_contrast sets voices against each other, and none are trained"
+            raise ValueError(f"{what}|set train.voices: true, or train.voice_contrast: 0")
         if self.offload and not self.checkpointing:
             raise ValueError("train.offload keeps what checkpointing keeps|set train.checkpointing: true")
         if self.offload and self.kernels == "plain":

@@ -2,6 +2,7 @@
 
     twins = Twins(run, template)
     items = twins.beside(items, epoch=0)             # each with the same lines under another identity
+    row = twins.beside_row(row, pieces, epoch, 0)    # a voice's row, all of it under one other identity
     term = contrast(own, items, other)               # one number a reply, in nats
 
 A twin is the same sample through the same view and renderer; only the system message tells of somebody else. For a
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -27,14 +28,16 @@ from mrp.train.steps import Item, Twin
 
 
 class Twins:
-    """Renders samples under other identities; each pair once."""
+    """Renders samples under other identities, those of `among` (or of the whole cast); each pair once."""
 
-    def __init__(self, run: Run, template: ChatTemplate) -> None:
+    def __init__(self, run: Run, template: ChatTemplate, among: Sequence[str] = ()) -> None:
         self.run, self.template = run, template
+        self.among = [c.id for c in run.cast if not among or c.id in among]
         self._known: dict[tuple[str, str], list[Rendered]] = {}
-        if len(run.cast.characters) < 2:
-            fix = "set train.contrast: 0, or add a character"
-            raise InputError("a contrast needs two characters, and the cast has one", "train.contrast", fix)
+        if len(self.among) < 2:
+            key = "train.voice_contrast" if among else "train.contrast"
+            what = f"a contrast needs two characters, and {'lines of' if among else 'the cast has'} one"
+            raise InputError(f"{what} are there" if among else what, key, f"set {key}: 0, or add a character")
 
     def beside(self, items: Sequence[Item], epoch: int) -> list[Item]:
         """The pieces of one sample, each with its twin.
@@ -43,17 +46,35 @@ class Twins:
         """
         if not items or items[0].sample.character == PLAIN:
             return list(items)
-        other = self.other(items[0].sample, epoch)
+        return self._beside(items, self.other(items[0].sample, epoch))
+
+    def beside_row(self, row: Sequence[Item], pieces: Mapping[str, list[Item]], epoch: int, number: int) -> list[Item]:
+        """A row of one character, each item with its twin: all under one other identity, since a row has one voice.
+
+        `pieces` are all of each sample; `number` is the row's place in the epoch. The other is drawn by seed, epoch,
+        number and character alone.
+        """
+        other = self._drawn(row[0].sample.character, f"{epoch} row {number} {row[0].sample.character}")
+        found = []
+        for item in row:
+            own = pieces[item.sample.id]
+            found.append(self._beside(own, other)[own.index(item)])
+        return found
+
+    def other(self, sample: Sample, epoch: int) -> str:
+        """Another character, drawn by seed, epoch and sample alone."""
+        return self._drawn(sample.character, f"{epoch} {sample.id}")
+
+    def _drawn(self, character: str, what: str) -> str:
+        others = [who for who in self.among if who != character]
+        text = f"contrast {self.run.config.seed} {what}".encode()
+        return others[int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") % len(others)]
+
+    def _beside(self, items: Sequence[Item], other: str) -> list[Item]:
         pieces = self._rendered(items[0].sample, other)
         if [_learnt(item.rendered) for item in items] != [_learnt(piece) for piece in pieces]:
             return list(items)
         return [dataclasses.replace(i, twin=Twin(other, p)) for i, p in zip(items, pieces, strict=True)]
-
-    def other(self, sample: Sample, epoch: int) -> str:
-        """Another character, drawn by seed, epoch and sample alone."""
-        others = [c.id for c in self.run.cast if c.id != sample.character]
-        text = f"contrast {self.run.config.seed} {epoch} {sample.id}".encode()
-        return others[int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") % len(others)]
 
     def _rendered(self, sample: Sample, other: str) -> list[Rendered]:
         if (sample.id, other) not in self._known:

@@ -358,7 +358,7 @@ class Training:
         row |= {"tokens": step.tokens, "labelled": step.labelled, "samples": step.sample_ids}
         if step.stage:
             row["voices"] = list(step.places)
-        if self.options.contrast and not step.stage:
+        if self.options.voice_contrast if step.stage else self.options.contrast:
             row["against"] = [item.twin.identity if item.twin else None for item in step.items]
         path = self.folder / RUNNING_LOG
         with self.processes.together():
@@ -393,7 +393,8 @@ class Training:
             better = keep_adapter(state, epoch, dev_loss)
         else:
             own = (done.epoch - self.options.epochs) % self.options.voice_epochs + 1
-            better = keep_voices(state, list(stage.learners), own, dev, held)
+            tolerance = self.options.voice_tolerance
+            better = keep_voices(state, list(stage.learners), own, dev, held, tolerance)
         for who in better:
             self.best |= checkpoint.copy_of(stage.learners[who])
         losses = {"train_loss": trained, "dev_loss": dev_loss, "dev_losses": dev, "held_out_loss": held}

@@ -27,6 +27,7 @@ from mrp.models.loss import make_batch, token_losses
 from mrp.models.voices import VoiceBank, new_voices, save_voices
 from mrp.report import Reporter
 from mrp.train.checkpoint import State, put
+from mrp.train.contrast import contrast
 from mrp.train.passes import Losses, Passes, Rows, compute_blocks_again, make_optimizer
 from mrp.train.processes import Processes
 from mrp.train.sharding import DdpUpdate, Update
@@ -110,8 +111,9 @@ def voice_stage(
         learners[name.partition("/")[0]][name] = weight
     groups = [{"params": list(own.values())} for own in learners.values()]
     update = DdpUpdate(bank.parameters(), processes, lambda _: make_optimizer(groups, options))
-    passes = VoicePasses(model, bank, on, why, options.checkpointing)
-    return Stage(number, learners, options.voice_learning_rate, passes, update, len(ids), bank, processes)
+    passes = VoicePasses(model, bank, on, why, options)
+    at_once = min(len(ids), options.voice_rows)
+    return Stage(number, learners, options.voice_learning_rate, passes, update, at_once, bank, processes)
 
 
 class VoicePasses:
@@ -119,9 +121,10 @@ class VoicePasses:
 
     name = "plain"
 
-    def __init__(self, model: Any, bank: VoiceBank, on: Hardware, why: str, checkpointing: bool) -> None:
+    def __init__(self, model: Any, bank: VoiceBank, on: Hardware, why: str, options: TrainOptions) -> None:
         self.measured, self.bank, self.on, self.why = model, bank, on, why
-        if checkpointing:
+        self.contrast = options.voice_contrast
+        if options.checkpointing:
             compute_blocks_again(model)
 
     def begin_step(self) -> None:
@@ -129,19 +132,39 @@ class VoicePasses:
             parameter.grad = None
 
     def learn(self, rows: Rows, step: Step, seed: int) -> Losses:
-        """A row is the whole of its voice's step, so a token counts by how many its row has."""
-        del step, seed
-        batch = make_batch([[item.rendered for item in row] for row in rows]).to(self.on.device)
+        """A row is the whole of its voice's step, so a token counts by how many its row has, a twin's reply likewise.
+
+        A twin row is spoken by the other's voice, which learns too: that these lines are not its own.
+        """
+        del seed
+        twins = [[item.twin for item in row if item.twin] for row in rows]
+        speakers = [row[0].sample.character for row in rows] + [row[0].identity for row in twins if row]
+        rendered = [[item.rendered for item in row] for row in rows] + [
+            [t.rendered for t in row] for row in twins if row
+        ]
+        batch = make_batch(rendered).to(self.on.device)
+        items = [item for row in rows for item in row]
+        own, term = sum(item.rendered.labelled for item in items), None
         self.bank.is_training = True
         try:
-            with self.bank.speaking([row[0].sample.character for row in rows]):
+            with self.bank.speaking(speakers):
                 with self.on.autocast_context():
                     losses = token_losses(self.measured, batch)
                 counts = torch.bincount(batch.row, minlength=len(rows))
-                (losses / counts[batch.row]).sum().backward()
+                loss = (losses[:own] / counts[batch.row[:own]]).sum()
+                if any(twins):
+                    term = contrast(losses[:own], items, losses[own:])
+                    replies = [sum(twin.rendered.replies for twin in row) for row in twins]
+                    shares = [1 / count for count in replies for _ in range(count)]
+                    loss = loss + self.contrast * (term * term.new_tensor(shares)).sum()
+                    term = term.detach()
+                loss.backward()
         finally:
             self.bank.is_training = False
-        return Losses(losses.detach(), batch.sample.cpu())
+        for who, voice in self.bank.voices.items():
+            if who not in step.places:  # it waits for the next epoch: what a twin would teach it is left
+                voice.zero_grad(set_to_none=True)
+        return Losses(losses[:own].detach(), batch.sample[:own].cpu(), term)
 
 
 # -- which epoch's weights are kept ----------------------------------------------------------------------------------
@@ -156,17 +179,22 @@ def keep_adapter(state: State, epoch: int, dev_loss: float | None) -> list[str]:
 
 
 def keep_voices(
-    state: State, ids: Sequence[str], epoch: int, dev: dict[str, float], held: dict[str, float]
+    state: State, ids: Sequence[str], epoch: int, dev: dict[str, float], held: dict[str, float], tolerance: float = 0.0
 ) -> list[str]:
     """Those whose dev loss after `epoch` (from 1) of the voices is the best so far, having none included.
 
-    A character without dev samples keeps its latest: nothing speaks against it. Noted in `state`.
+    With a `tolerance` (nats a token) also those that are less than that above the best: what a voice adds in identity
+    may cost a little loss. A character without dev samples keeps its latest: nothing speaks against it. Noted in
+    `state`.
     """
     better = []
     for who in ids:
         kept = state.voices[who]
-        if who in dev and kept["dev_loss"] is not None and dev[who] >= kept["dev_loss"]:
-            continue
+        best = kept.get("best_dev_loss", kept["dev_loss"])
+        if who in dev and best is not None:
+            if dev[who] >= best + tolerance:
+                continue
+            kept["best_dev_loss"] = min(best, dev[who])
         kept |= {"epoch": epoch, "dev_loss": dev.get(who), "held_out_loss": held.get(who)}
         better.append(who)
     return better

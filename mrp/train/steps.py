@@ -138,7 +138,7 @@ def plan_training(run: Run, template: ChatTemplate, world: int = 1, packed: bool
         left_out += [{"set": name} | entry for entry in too_long]
     steps = plan_steps(samples, items["train"], run, template, world, packed)
     if steps and options.voices:
-        steps += plan_voices(samples, items["train"], run, packed)
+        steps += plan_voices(samples, items["train"], run, template, packed)
     if not steps:
         fix = "raise train.max_tokens, or add dialogues"
         raise InputError("there is nothing to train: no sample fits", str(run.data / TRAIN), fix)
@@ -232,9 +232,12 @@ def plan_steps(
 
 
 def learning_rate(step: int, steps: int, peak: float, options: TrainOptions) -> float:
-    """The rate of a step (from 0): linear warm-up over at least two steps, then cosine to zero after the last."""
+    """The rate of a step (from 0): linear warm-up over at least two steps, then cosine to zero after the last (or, by
+    `train.decay`, as it is)."""
     warmup = min(max(2, round(options.warmup * steps)), max(steps - 1, 1))
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
+    if options.decay == "none":
+        return peak
     done = (step - warmup) / max(steps - warmup, 1)
     return peak * 0.5 * (1 + math.cos(math.pi * done))

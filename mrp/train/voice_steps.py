@@ -8,7 +8,9 @@
               2     row 2     .   (bajie waits for the next epoch, with nothing changed)
 
 A voice sees the rows, in the order, with the rates that it would have alone, so it does not matter who learns beside
-it, nor how large a group is: that only bounds memory (`train.voice_rows`).
+it, nor how large a group is: that only bounds memory (`train.voice_rows`). With `train.voice_contrast` each row also
+has a twin, the same lines under the persona and the voice of another; then all voices are one group, and learn from
+one another.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from mrp.data.pack import pack
 from mrp.data.samples import Sample, in_order
 
 if TYPE_CHECKING:
+    from mrp.render import ChatTemplate
     from mrp.train.steps import Item, Step
 
 Row = tuple["Item", ...]
 
 
-def plan_voices(samples: Sequence[Sample], items: dict[str, list[Item]], run: Run, packed: bool = True) -> list[Step]:
+def plan_voices(
+    samples: Sequence[Sample], items: dict[str, list[Item]], run: Run, template: ChatTemplate, packed: bool = True
+) -> list[Step]:
     """The steps of all groups, one group after the other. `samples` are those that the adapter was trained on."""
+    from mrp.train.contrast import Twins
     from mrp.train.steps import Step
 
     options = run.config.train
@@ -37,8 +43,10 @@ def plan_voices(samples: Sequence[Sample], items: dict[str, list[Item]], run: Ru
     counts = {who: sum(map(len, epochs)) for who, epochs in rows.items()}
     # those with about as many rows learn together, so that few wait for others
     voiced = sorted((who for who in counts if counts[who]), key=lambda who: -counts[who])
+    twins = Twins(run, template, voiced) if options.voice_contrast else None
+    size = len(voiced) if twins else options.voice_rows
     steps = []
-    groups = [voiced[at : at + options.voice_rows] for at in range(0, len(voiced), options.voice_rows)]
+    groups = [voiced[at : at + size] for at in range(0, len(voiced), size)]
     for stage, group in enumerate(groups, start=1):
         done = dict.fromkeys(group, 0)
         for epoch in range(options.voice_epochs):
@@ -49,6 +57,8 @@ def plan_voices(samples: Sequence[Sample], items: dict[str, list[Item]], run: Ru
                 places = {who: (done[who], counts[who]) for who in speaking}
                 done |= {who: done[who] + 1 for who in speaking}
                 found = tuple(row for row in side_by_side if row is not None)
+                if twins:
+                    found = tuple(tuple(twins.beside_row(row, items, at, number)) for row in found)
                 steps.append(Step(at, found, number + 1 == len(sets), stage, places))
     return steps
 
