@@ -6,6 +6,7 @@ model = load_model(folder, hardware())
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,8 @@ def _quantised(bits: int, compute: torch.dtype) -> Any:
     except ImportError as error:
         raise need_extra("gpu", "bitsandbytes") from error
     if bits == 8:
+        # it casts what comes in to float16 at each product, and says so each time
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
