@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import json
 import re
@@ -203,7 +204,12 @@ class Material:
         self.lines = [
             line for line in read_lines(run.data / HELD_OUT, run.cast) if line.sample.id in {s.id for s in held}
         ]
-        self.voices = Voices(read_lines(run.data / TRAIN, run.cast), run.cast, run.config.seed)
+        self.run = run
+
+    @functools.cached_property
+    def voices(self) -> Voices:
+        """Who knows the voices; learnt when something was generated."""
+        return Voices(read_lines(self.run.data / TRAIN, self.run.cast), self.run.cast, self.run.config.seed)
 
 
 def learnt(pieces: list[Rendered]) -> str:
