@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import json
 import re
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -109,7 +111,8 @@ def main() -> None:
     given = asked.parse_args()
     flags = COMMON | dict(pair.split("=", 1) for pair in given.set)
     flags |= {"data.split": "scenes"} if given.scenes else {}
-    began, known = time.monotonic(), {}
+    began = time.monotonic()
+    known: dict[tuple[int, str], Material] = {}
     for seed in given.seeds:
         for arm in given.arms:
             if time.monotonic() - began > given.deadline:
@@ -118,15 +121,19 @@ def main() -> None:
             started = time.monotonic()
             folder = (given.out / f"{arm}-{seed}").resolve()
             run = load_run(given.run, flags | options_of(arm) | {"seed": str(seed), "out": str(folder)})
-            build_data(run, SILENT)
-            if "examples" in arm.split("+"):
-                run = with_examples(run)
-            key = (seed, run.cast.model_dump_json())
-            if key not in known:
-                known = {key: Material(run, given.first)}  # of one seed and cast at a time
-            found = measure(run, arm, known[key], given.generate)
-            wall = round(time.monotonic() - started, 1)
             shown = {"arm": arm, "seed": seed, "split": run.config.data.split, "base": run.config.base}
+            try:
+                build_data(run, SILENT)
+                if "examples" in arm.split("+"):
+                    run = with_examples(run)
+                key = (seed, run.cast.model_dump_json())
+                if key not in known:
+                    known = {key: Material(run, given.first)}  # of one seed and cast at a time
+                found = measure(run, arm, known[key], given.generate)
+            except (InputError, RuntimeError) as error:  # such as too little memory: the other arms go on
+                found = {"failed": str(error)}
+                traceback.print_exc()
+            wall = round(time.monotonic() - started, 1)
             print(json.dumps(shown | found | {"wall_seconds": wall}), flush=True)
 
 
@@ -143,6 +150,10 @@ def options_of(arm: str) -> dict[str, str]:
         found[NUMBERS[match[1]]] = match[2]
         if match[1] == "v":
             found["train.voices"] = "true"
+    if "train.voice_contrast" in found:
+        found["train.voice_rows"] = "6"  # each with a twin: the memory of twelve; what is learnt is the same
+    if EVERYBODY in arm.split("+"):
+        found["train.voices"] = "false"
     return found
 
 
@@ -193,7 +204,12 @@ class Material:
         self.lines = [
             line for line in read_lines(run.data / HELD_OUT, run.cast) if line.sample.id in {s.id for s in held}
         ]
-        self.voices = Voices(read_lines(run.data / TRAIN, run.cast), run.cast, run.config.seed)
+        self.run = run
+
+    @functools.cached_property
+    def voices(self) -> Voices:
+        """Who knows the voices; learnt when something was generated."""
+        return Voices(read_lines(self.run.data / TRAIN, self.run.cast), self.run.cast, self.run.config.seed)
 
 
 def learnt(pieces: list[Rendered]) -> str:

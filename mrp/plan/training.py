@@ -75,7 +75,8 @@ def predict_training(
 def predict_voices(shape: ModelShape, options: TrainOptions, rows: RowShape) -> Prediction:
     """The parts while a full group of voices learns over the frozen adapter, in plain passes; `rows` are the
     adapter's. Counted from the code like the rest; not yet held against a measured training."""
-    many, before = options.voice_rows, options.micro_batch * (2 if options.contrast else 1)
+    many = options.voice_rows * (2 if options.voice_contrast else 1)
+    before = options.micro_batch * (2 if options.contrast else 1)
     together = RowShape(*(-(-count * many // before) for count in (rows.tokens, rows.documents, rows.labelled)))
     widened = options.model_copy(update={"rank": options.rank + options.voice_rank, "method": "lora"})
     peak = plain_pass(shape, widened, together)
