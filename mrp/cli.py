@@ -354,7 +354,12 @@ def chat_command(
     base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
     template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
+    scenario: Annotated[str, typer.Option(help="The setting.")] = "",
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal replies.")] = None,
+    memory: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Tokens of each one's summary of what no longer fits.")
+    ] = 128,
+    lore: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of lore in a prompt.")] = 256,
     bits: Annotated[str, typer.Option(metavar="auto|16|8|4", help="Of the weights; auto: as the GPU allows.")] = "auto",
     set_: SET = None,
 ) -> Any:
@@ -366,7 +371,19 @@ def chat_command(
 
         player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_), bits=bits)
         room = room_of(run, player)
-    return TerminalChat(player, as_, me, seed, report, router=room.router, folder=room.chats).run()
+    chat = TerminalChat(
+        player,
+        as_,
+        me,
+        seed,
+        report,
+        router=room.router,
+        folder=room.chats,
+        scenario=scenario,
+        memory=memory,
+        lore=lore,
+    )
+    return chat.run()
 
 
 @command(app, "eval")
@@ -484,6 +501,7 @@ def scene_command(
     resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on with the scene in this file.")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal scenes.  [default: 0]")] = None,
     memory: Annotated[int | None, typer.Option(help="Tokens of each one's summary of what no longer fits.")] = None,
+    lore: Annotated[int | None, typer.Option(help="Tokens of lore in a prompt.")] = None,
     base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
     set_: SET = None,
@@ -495,7 +513,7 @@ def scene_command(
         from mrp.play.open import open_player
 
         player = open_player(run, base=base, cast=cast, flags=settings_given(set_))
-    asked = Asked(with_, script, turns, director, me, scenario, seed, memory)
+    asked = Asked(with_, script, turns, director, me, scenario, seed, memory, lore)
     return play_scene(player, asked, out, resume, report)
 
 

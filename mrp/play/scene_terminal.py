@@ -95,7 +95,7 @@ class SceneTerminal:
 
     def _reply(self, character: str, more: dict[str, int]) -> None:
         out, stage = self.out.out, self.stage
-        folded = {name: memory.dropped for name, memory in stage.memories.items()}
+        folded = stage.memory(character).dropped
         self._name(character)
         try:
             for piece in stage.reply(character, **more):
@@ -106,10 +106,10 @@ class SceneTerminal:
         if stage.last_speaker == character and stage.silences:
             self._note("says nothing")
         memory = stage.memory(character)
-        if memory.dropped > folded.get(character, 0):
+        if memory.dropped > folded:
             self._note(f"{memory.dropped} old messages no longer fit; /memory {character} shows what it remembers")
-            if stage.memory_fault:
-                self._note(f"what it remembers is what it was: {stage.memory_fault}")
+            if stage.recall.fault:
+                self._note(f"what it remembers is what it was: {stage.recall.fault}")
 
     # -- a person -------------------------------------------------------------------------------------------------
 
@@ -163,9 +163,9 @@ class SceneTerminal:
             (stage.enter if name == "/enter" else stage.leave)(who)
             self._show(who, "comes in" if name == "/enter" else "leaves", is_line=False)
         elif name == "/lore":
-            for used in stage.lore_used:
+            for used in stage.recall.used:
                 self.out.line(f"{used.place} ({used.why}): {used.entry.text}")
-            if not stage.lore_used:
+            if not stage.recall.used:
                 self.out.line("none")
         elif name == "/memory":
             self._memory(argument)

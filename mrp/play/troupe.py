@@ -22,8 +22,9 @@ from typing import Any, Self
 from mrp.cast import OTHER, PLAIN
 from mrp.dialogue import Turn
 from mrp.errors import InputError
-from mrp.play.conversation import Conversation, Extra
+from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
+from mrp.play.recall import Recall
 from mrp.play.reply import Player
 from mrp.play.route import Route, Router
 
@@ -88,8 +89,8 @@ class Stream:
 class Troupe:
     """The characters of a model. Free the model with `close`, or use it in a `with` block."""
 
-    def __init__(self, player: Player, router: Router | None = None, extra: Extra | None = None) -> None:
-        self.player, self.extra = player, extra
+    def __init__(self, player: Player, router: Router | None = None) -> None:
+        self.player = player
         self.router = router or (Router(player.cast, None, player) if player.cast else None)
 
     @property
@@ -145,9 +146,10 @@ class Troupe:
                 f"{character!r} cannot be you and the one who answers", "me", "choose another `as_` or `me`"
             )
         others = dict.fromkeys(t.speaker for t in turns if t.speaker not in (character, person))
-        chat = Conversation(self.player, [character, *others], person, scenario, self.extra)
+        recall = Recall(self.player.cast, memory_tokens=None, seed=seed)
+        chat = Conversation(self.player, [character, *others], person, scenario, recall)
         for turn in turns:
-            chat.turns.append(turn) if turn.enters else chat.say(turn.text, turn.speaker)
+            chat.say(turn.text, turn.speaker) if turn.is_line else chat.turns.append(turn)
         chat.say(text)
         if not chat.turns[-1].text:
             raise InputError("the message is empty", "text", "write what you say")

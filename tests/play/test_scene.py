@@ -137,7 +137,7 @@ def test_lore_comes_last_and_leaves_what_is_before_it_as_it_was() -> None:
     asked = player_of(stage).engine.prompts[-1]
     text = prompt_text(player_of(stage))
     assert text.index("13,500 jin") > text.index("How is your staff?")
-    assert [used.place for used in stage.lore_used] == ["cast.lore[0]"]
+    assert [used.place for used in stage.recall.used] == ["cast.lore[0]"]
     same = next(k for k, (a, b) in enumerate(zip(plain, asked, strict=False)) if a != b)
     assert str(TEMPLATE.tokenizer.decode(plain[:same])).endswith("How is your staff?")
     rows: list[dict[str, Any]] = []
