@@ -19,10 +19,11 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
-from mrp.data.view import opening_text, view_for_reply
+from mrp.data.view import Message, opening_text, view_for_reply
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
 from mrp.play.engine import Sampling
+from mrp.play.lore import Used
 from mrp.play.memory import Memory
 from mrp.play.recall import Recall
 from mrp.play.reply import NOT_TEXT, Player, Prompt, Reply, names_of_others
@@ -196,9 +197,16 @@ class Stage:
 
     def asked(self, character: str) -> Prompt:
         """What asks for the character's next line. May first fold what no longer fits into its memory."""
-        messages = view_for_reply(self.turns, self.plan.participants, character, self.cast, self.plan.scenario)
         opening = opening_text(self.cast, self.plan.scenario)
-        return self.recall.prompt(self.player, character, messages, opening, self._keep)
+        return self.recall.prompt(self.player, character, self.messages(character), opening, self._keep)
+
+    def messages(self, character: str) -> list[Message]:
+        """What was said while the character was there, from its side."""
+        return view_for_reply(self.turns, self.plan.participants, character, self.cast, self.plan.scenario)
+
+    def lore(self, character: str) -> list[Used]:
+        """The lore that the character's next prompt would hold."""
+        return self.recall.active(self.player, character, self.messages(character))
 
     def memory(self, character: str) -> Memory:
         return self.recall.memory(character)

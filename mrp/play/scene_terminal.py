@@ -9,10 +9,10 @@ import io
 import sys
 from typing import Any
 
+from mrp.dialogue import Turn
 from mrp.errors import InputError, MrpError, Stopped, nearest
-from mrp.play.director import choose
 from mrp.play.scene import Stage
-from mrp.play.scene_plan import Step
+from mrp.play.scene_steps import due, perform
 from mrp.report import ConsoleReporter, Reporter
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
@@ -42,8 +42,7 @@ class SceneTerminal:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
         for turn in stage.turns:
-            mark = "comes in" if turn.enters else "leaves"
-            self._show(turn.speaker, turn.text if turn.is_line else mark, turn.is_line)
+            self._show(turn)
         try:
             while not (reason := stage.over()):
                 self._go_on()
@@ -58,38 +57,17 @@ class SceneTerminal:
 
     def _go_on(self) -> None:
         """One step of the script, or one turn."""
-        stage, step = self.stage, self.stage.upcoming()
-        if step is None:
-            self._turn(None, {})
-            return
-        more = {"step": stage.step}
-        if step.speaker:
-            stage.say(step.speaker, step.text, **more)
-            self._show(step.speaker, stage.turns[-1].text)
-        elif step.enter or step.leave:
-            self._comes_or_goes(step, more)
-        else:
-            self._turn(step.next, more)
+        found = due(self.stage)
+        if not found.is_fixed:
+            self._turn(found.who, found.more)
+        elif turn := perform(self.stage, found):
+            self._show(turn)
 
-    def _comes_or_goes(self, step: Step, more: dict[str, int]) -> None:
-        """As the script says, unless a person saw to it before."""
-        stage, who = self.stage, step.enter or step.leave or ""
-        if (who in stage.present) == bool(step.enter):
-            stage.step += 1
-            return
-        (stage.enter if step.enter else stage.leave)(who, **more)
-        self._show(who, "comes in" if step.enter else "leaves", is_line=False)
-
-    def _turn(self, speaker: str | None, more: dict[str, int]) -> None:
-        stage = self.stage
-        if speaker is None:
-            choice = choose(stage)
-            if choice is None:
-                self._take("", self._ask("who speaks? "), more)
-                return
-            speaker = choice.speaker
-        if speaker in stage.plan.persons:
-            self._take(speaker, self._ask(f"{stage.cast.display_name(speaker)}> "), more)
+    def _turn(self, speaker: str, more: dict[str, int]) -> None:
+        if not speaker:
+            self._take("", self._ask("who speaks? "), more)
+        elif speaker in self.stage.plan.persons:
+            self._take(speaker, self._ask(f"{self.stage.cast.display_name(speaker)}> "), more)
         else:
             self._reply(speaker, more)
 
@@ -161,7 +139,7 @@ class SceneTerminal:
         elif name in ("/enter", "/leave"):
             who = self._who(argument, there=name == "/leave")
             (stage.enter if name == "/enter" else stage.leave)(who)
-            self._show(who, "comes in" if name == "/enter" else "leaves", is_line=False)
+            self._show(stage.turns[-1])
         elif name == "/lore":
             for used in stage.recall.used:
                 self.out.line(f"{used.place} ({used.why}): {used.entry.text}")
@@ -192,12 +170,12 @@ class SceneTerminal:
 
     # -- what is seen ---------------------------------------------------------------------------------------------
 
-    def _show(self, speaker: str, text: str, is_line: bool = True) -> None:
-        if is_line:
-            self._name(speaker)
-            self.out.out.print(text)
+    def _show(self, turn: Turn) -> None:
+        if turn.is_line:
+            self._name(turn.speaker)
+            self.out.out.print(turn.text)
         else:
-            self._note(f"{self.stage.cast.display_name(speaker)} {text}")
+            self._note(f"{self.stage.cast.display_name(turn.speaker)} {'comes in' if turn.enters else 'leaves'}")
 
     def _name(self, speaker: str) -> None:
         ids = [c.id for c in self.stage.cast]
