@@ -4,8 +4,8 @@
     chat.say("Who are you?")
     for piece in chat.reply("wukong"): print(piece, end="")
 
-The prompt of a reply comes from the same view and renderer as the training samples. With `recall` it also holds lore,
-and a memory of what no longer fits (`recall.py`); without it, what was said alone, as much of it as fits.
+The prompt of a reply comes from the same view and renderer as the training samples. A `recall` adds lore, and a memory
+of what no longer fits (`recall.py`); without one a prompt holds what was said, as much of it as fits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
 from mrp.play.engine import Sampling
 from mrp.play.lore import Used
-from mrp.play.memory import Memory, newest
+from mrp.play.memory import Memory
 from mrp.play.recall import Recall
 from mrp.play.reply import NOT_TEXT, Player, Prompt, Reply, names_of_others
 from mrp.play.spoken import names_of_all_but, spoken
@@ -38,7 +38,8 @@ class Conversation:
         scenario: str = "",
         recall: Recall | None = None,
     ) -> None:
-        self.player, self.person, self.recall = player, person, recall
+        self.player, self.person = player, person
+        self.recall = recall or Recall(memory_tokens=None)
         self.participants = [*characters, person]
         self.scenario = scenario or self._scenario_of(characters)
         self.turns: list[Turn] = []
@@ -71,7 +72,7 @@ class Conversation:
         sampling = sampling or Sampling.of(self.player.options)
         others = names_of_others(self.player.cast, self.participants, character)
         prompt = self.asked(character)
-        used = self.recall.used if self.recall else []
+        used = self.recall.used
         reply = Reply(self.player, character, prompt.ids, sampling, others, prompt.messages)
         self.cut = False
         try:
@@ -80,9 +81,8 @@ class Conversation:
         finally:
             if reply.text:
                 self.turns.append(Turn(character, reply.text))
-                if self.recall:
-                    self.recall.follow(self.turns)
-                    self.recall.told(character, used, len(self.turns))
+                self.recall.follow(self.turns)
+                self.recall.told(character, used, len(self.turns))
 
     def prompt(self, character: str) -> list[int]:
         """The ids that ask for the character's next line: those of `asked`."""
@@ -94,39 +94,36 @@ class Conversation:
         With a memory, what no longer fits may first be summed up. Persona, memory, lore and the last message are never
         dropped: `InputError` says what to cut where they do not fit.
         """
-        options, cast, messages = self.player.options, self.player.cast, self.messages(character)
+        cast = self.player.cast
         opening = opening_text(cast, self.scenario, character) if cast else ""
-        if self.recall is None:
-            prompt = newest(self.player, messages, options.context_tokens - options.max_new_tokens, opening=opening)
-        else:
-            self.recall.follow(self.turns)
-            prompt = self.recall.prompt(self.player, character, messages, opening, self._keep)
+
+        def view(since: int) -> list[Message]:
+            return self.messages(character, since)
+
+        self.recall.follow(self.turns)
+        prompt = self.recall.prompt(self.player, character, view, len(self.turns), opening, self._keep)
         self.dropped = prompt.dropped
         return prompt
 
     def lore(self, character: str) -> list[Used]:
         """The lore that the character's next prompt would hold after what was said so far."""
-        if self.recall is None:
-            return []
         self.recall.follow(self.turns)
         return self.recall.active(self.player, character, self.messages(character))
 
     def memory(self, character: str) -> Memory:
         """What the character remembers of what its prompt no longer shows."""
-        known = self.memories().get(character)
-        return known[-1] if known else Memory()
+        self.recall.follow(self.turns)
+        return self.recall.memory(character)
 
     def memories(self) -> dict[str, list[Memory]]:
         """Of each character, the newest last."""
-        if self.recall is None:
-            return {}
         self.recall.follow(self.turns)
         return self.recall.memories
 
     def remember(self, character: str, summary: str) -> None:
         """A person's words for it; raises `InputError` while the character still sees everything."""
         memory = self.memory(character)
-        if self.recall is None or not memory.dropped:
+        if not memory.dropped:
             who = self.player.cast.display_name(character) if self.player.cast else "the model"
             raise InputError(f"{who} still sees everything it heard", "/memory", "wait until old lines are dropped")
         clean = " ".join(NOT_TEXT.sub("", summary).split())
@@ -136,23 +133,22 @@ class Conversation:
         """Remember it, and of how many turns these messages are made: if one of them is taken back, it is gone."""
 
         def said(count: int) -> int:
-            found = self.messages(character, self.turns[:count])
+            found = self.messages(character, until=count)
             return len(found) - (1 if found and found[0].role == SYSTEM else 0)
 
         turns = bisect.bisect_right(range(len(self.turns) + 1), dropped, key=said) - 1
-        if self.recall:
-            self.recall.remember(character, Memory(summary, dropped, turns))
+        self.recall.remember(character, Memory(summary, dropped, turns))
 
-    def messages(self, character: str, turns: Sequence[Turn] | None = None) -> list[Message]:
-        """What was said (or `turns`), from the character's side; without a cast the person is the user.
+    def messages(self, character: str, since: int = 0, until: int | None = None) -> list[Message]:
+        """What was said, from the character's side; nothing of the turns before `since`, or from `until` on.
 
-        Everybody else is the model there.
+        Without a cast the person is the user and all others the model.
         """
-        turns = self.turns if turns is None else turns
+        turns = self.turns[:until]
         if self.player.cast is None:
-            said = [t for t in turns if t.is_line]
+            said = [t for t in turns[since:] if t.is_line]
             return [Message(USER if t.speaker == self.person else ASSISTANT, t.text) for t in said]
-        return view_for_reply(turns, self.participants, character, self.player.cast, self.scenario)
+        return view_for_reply(turns, self.participants, character, self.player.cast, self.scenario, since)
 
     def take_back(self, speaker: str) -> bool:
         """Remove the last line if it is `speaker`'s; True if it was."""

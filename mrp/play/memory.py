@@ -11,8 +11,9 @@ itself (a plain prompt, no persona, no voice), greedily.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import bisect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mrp.data.view import SYSTEM, USER, Message, with_notes
 from mrp.errors import InputError
@@ -55,7 +56,7 @@ def fit(
 
     What is gone already (`memory.dropped`) stays gone; where more must go, it goes in one block. `known` is lore, put
     last.
-    Raises `InputError`, with what to cut, if not even the last message fits.
+    Raises `ContextTooSmall`, with what to cut, if not even the last message fits.
     """
     note = memory.note(player.cast.language if player.cast else "en")
     head = _head(messages)
@@ -91,7 +92,37 @@ def newest(player: Player, messages: Sequence[Message], max_tokens: int, known: 
     return Prompt(ids, player.template.adapted(kept, opening), dropped)
 
 
-def _too_small(player: Player, messages: Sequence[Message], note: str, known: str, max_tokens: int) -> InputError:
+def without_first_lines(
+    view: Callable[[int], list[Message]], turns: int, ask: Callable[[list[Message]], Prompt]
+) -> Prompt:
+    """What `ask` makes of the last message alone, less as many of its oldest turns as have no room.
+
+    All that others said since a character's last line is one message, and whoever was silent for long has a long one.
+    Its last turn is never cut: then `ask` raises `ContextTooSmall`. `view(k)` shows nothing before turn k of `turns`.
+    """
+
+    def said(first: int) -> int:
+        return len(view(first)) - _head(view(first))
+
+    def fits(first: int) -> bool:
+        try:
+            ask(view(first))
+        except ContextTooSmall:
+            return False
+        return True
+
+    last = bisect.bisect_left(range(turns), True, key=lambda k: said(k) == 0) - 1
+    begin = bisect.bisect_left(range(last), True, key=lambda k: said(k) <= 1)
+    first = begin + bisect.bisect_left(range(begin, last), True, key=fits)
+    prompt = ask(view(first))
+    return replace(prompt, dropped=prompt.dropped + first - begin)
+
+
+class ContextTooSmall(InputError):
+    """Not even persona, notes and the last message have room."""
+
+
+def _too_small(player: Player, messages: Sequence[Message], note: str, known: str, max_tokens: int) -> ContextTooSmall:
     """Which of the parts that are never dropped take how much, and which to cut first."""
     last = messages[-1].text if messages and messages[-1].role == USER else ""
     parts = {
@@ -104,7 +135,7 @@ def _too_small(player: Player, messages: Sequence[Message], note: str, known: st
     told = ", ".join(f"{what} {count:,}" for what, count in counts.items())
     needed = f"{told}: {sum(counts.values()):,} tokens and the template's" if counts else "the template alone"
     first = f"cut {max(counts, key=counts.__getitem__)}; or " if counts else ""
-    return InputError(
+    return ContextTooSmall(
         f"the context is too small for what they need: {needed}, and only {max_tokens:,} are allowed",
         "chat.context_tokens less chat.max_new_tokens",
         f"{first}raise chat.context_tokens, or lower chat.max_new_tokens",
@@ -125,7 +156,8 @@ def summarise(
     """
     language = player.cast.language if player.cast else "en"
     room = player.options.context_tokens - max_tokens
-    lines = [m.text if m.role == USER else f"{name}: {m.text}" for m in folded]
+    texts = [m.text if m.role == USER else f"{name}: {m.text}" for m in folded]
+    lines = [line for text in texts for line in text.split("\n")]
     while lines:
         asked = _asked(summary, lines, name, max_tokens, language)
         if len(ids := player.template.prompt(asked)) <= room:

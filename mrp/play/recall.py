@@ -1,8 +1,8 @@
 """What a character's prompt holds beside what was said: lore that the last lines bring up, and a memory of old ones.
 
     recall = Recall(cast, lore_tokens=256, memory_tokens=128)
-    prompt = recall.prompt(player, "wukong", messages, opening, keep)     # may first sum up what no longer fits
-    recall.told("wukong", recall.used, len(turns))                        # once the reply was given
+    prompt = recall.prompt(player, "wukong", view, len(turns), opening, keep)   # may first sum up what no longer fits
+    recall.told("wukong", recall.used, len(turns))                              # once the reply was given
 
 Chats (`conversation.py`) and scenes (`scene.py`) both come here, so what a prompt holds is decided once.
 """
@@ -10,12 +10,22 @@ Chats (`conversation.py`) and scenes (`scene.py`) both come here, so what a prom
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from mrp.cast import Cast
-from mrp.data.view import SYSTEM, Message
+from mrp.data.view import ASSISTANT, SYSTEM, Message
 from mrp.dialogue import Turn
 from mrp.play.lore import LORE_TOKENS, Lore, Used
-from mrp.play.memory import MEMORY_TOKENS, Memory, fit, newest, of_first_turns, summarise
+from mrp.play.memory import (
+    MEMORY_TOKENS,
+    ContextTooSmall,
+    Memory,
+    fit,
+    newest,
+    of_first_turns,
+    summarise,
+    without_first_lines,
+)
 from mrp.play.reply import Player, Prompt
 
 Keep = Callable[[str, str, int], None]
@@ -23,7 +33,7 @@ Keep = Callable[[str, str, int], None]
 
 
 class Recall:
-    """The lore and the memories of everybody in one chat or scene.
+    """The lore and the memories of everybody in one chat or scene; without a cast there is no lore.
 
     `memory_tokens` 0: what no longer fits goes in large blocks, and no summary is made of it; None: nothing is kept
     from one prompt to the next, and only as much goes as must (for callers who give the whole history each time).
@@ -31,7 +41,7 @@ class Recall:
 
     def __init__(
         self,
-        cast: Cast | None,
+        cast: Cast | None = None,
         lore_tokens: int = LORE_TOKENS,
         memory_tokens: int | None = MEMORY_TOKENS,
         seed: int | None = None,
@@ -44,28 +54,54 @@ class Recall:
         self._told: list[tuple[int, str, dict[str, str]]] = []  # turns there were then, character, entries and why
         self._turns: list[Turn] = []
 
-    def prompt(self, player: Player, character: str, messages: Sequence[Message], opening: str, keep: Keep) -> Prompt:
+    def prompt(
+        self, player: Player, character: str, view: Callable[[int], list[Message]], turns: int, opening: str, keep: Keep
+    ) -> Prompt:
         """What asks for the character's next line. What no longer fits is first summed up, and goes to `keep`.
 
-        Raises `InputError`, with what to cut, where persona, memory, lore and the last message do not fit.
+        `view(k)`: what was said, from the character's side, without the first k of all `turns`. Raises `InputError`,
+        with what to cut, where persona, memory, lore and the last turn do not fit.
         """
-        options = player.options
-        room = options.context_tokens - options.max_new_tokens
+        messages = view(0)
         self.used = self.active(player, character, messages)
         known = self.lore(character).note(self.used)
-        if self.memory_tokens is None:
-            return newest(player, messages, room, known, opening)
-        head = _head(messages)
-        while True:
-            memory = self.memory(character)
-            prompt = fit(player, messages, memory, room, known, opening)
-            if prompt.dropped <= memory.dropped:
-                return prompt
-            folded, summary = messages[head + memory.dropped : head + prompt.dropped], memory.summary
-            if budget := min(self.memory_tokens, room // 4):
-                name = self.cast.display_name(character) if self.cast else character
-                summary, self.fault = summarise(player, summary, folded, name, budget)
-            keep(character, summary, prompt.dropped)
+        room = player.options.context_tokens - player.options.max_new_tokens
+
+        def asked(shown: Sequence[Message], memory: Memory) -> Prompt:
+            if self.memory_tokens is None:
+                return newest(player, shown, room, known, opening)
+            return fit(player, shown, memory, room, known, opening)
+
+        try:
+            while (prompt := asked(messages, self.memory(character))).dropped > self.memory(character).dropped:
+                if self.memory_tokens is None:
+                    return prompt
+                self._fold(player, character, messages, prompt.dropped, keep)
+            return prompt
+        except ContextTooSmall:
+            if not messages or messages[-1].role == ASSISTANT:
+                raise
+
+        def newest_turns() -> Prompt:
+            memory = Memory(self.memory(character).summary)
+            return without_first_lines(view, turns, lambda shown: asked(shown, memory))
+
+        before = len(messages) - _head(messages) - 1
+        prompt = newest_turns()
+        if self.memory_tokens is not None and before > self.memory(character).dropped:
+            self._fold(player, character, messages, before, keep)
+            prompt = newest_turns()
+        return replace(prompt, dropped=prompt.dropped + before)
+
+    def _fold(self, player: Player, character: str, messages: Sequence[Message], dropped: int, keep: Keep) -> None:
+        """Sum up what of the first `dropped` messages is not in the memory yet."""
+        memory, head = self.memory(character), _head(messages)
+        folded, summary = messages[head + memory.dropped : head + dropped], memory.summary
+        room = player.options.context_tokens - player.options.max_new_tokens
+        if budget := min(self.memory_tokens or 0, room // 4):
+            name = self.cast.display_name(character) if self.cast else character
+            summary, self.fault = summarise(player, summary, folded, name, budget)
+        keep(character, summary, dropped)
 
     # -- lore -----------------------------------------------------------------------------------------------------
 

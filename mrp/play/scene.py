@@ -198,11 +198,15 @@ class Stage:
     def asked(self, character: str) -> Prompt:
         """What asks for the character's next line. May first fold what no longer fits into its memory."""
         opening = opening_text(self.cast, self.plan.scenario)
-        return self.recall.prompt(self.player, character, self.messages(character), opening, self._keep)
 
-    def messages(self, character: str) -> list[Message]:
-        """What was said while the character was there, from its side."""
-        return view_for_reply(self.turns, self.plan.participants, character, self.cast, self.plan.scenario)
+        def view(since: int) -> list[Message]:
+            return self.messages(character, since)
+
+        return self.recall.prompt(self.player, character, view, len(self.turns), opening, self._keep)
+
+    def messages(self, character: str, since: int = 0) -> list[Message]:
+        """What was said while the character was there, from its side; nothing of the turns before `since`."""
+        return view_for_reply(self.turns, self.plan.participants, character, self.cast, self.plan.scenario, since)
 
     def lore(self, character: str) -> list[Used]:
         """The lore that the character's next prompt would hold."""

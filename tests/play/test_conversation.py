@@ -405,6 +405,46 @@ def test_a_context_too_small_says_what_to_cut(persona: int, message: int, cut: s
     assert "the persona" in caught.value.what and "the lore" in caught.value.what
 
 
+@pytest.mark.parametrize("memory", [30, 0, None])
+def test_who_was_silent_for_long_answers_to_as_many_of_the_newest_lines_as_fit(memory: int | None) -> None:
+    """All that was said since a character's last line is one message, which may be longer than the context."""
+    replies = ["They walked.", "Buns!"] if memory else ["Buns!"]
+    player = scripted(CAST, *replies, context_tokens=300, max_new_tokens=40)
+    chat = recalling(player, ("wukong", "bajie"), memory_tokens=memory)
+    chat.say("Hello, Old Pig.")
+    chat.say("Oof.", "bajie")
+    for number in range(20):
+        chat.say(f"Question {number}?")
+        chat.say(f"Answer {number}.\nNo more.", "wukong")
+    chat.say("Pigsy, are you there?")
+    assert "".join(chat.reply("bajie")) == "Buns!"
+    shown = prompt_text(player)
+    assert len(player.engine.prompts[-1]) <= 260 and "always hungry" in shown and chat.dropped > 2
+    first = next(n for n in range(20) if f"Question {n}?" in shown)
+    assert 0 < first < 20 and "Someone: Question 0?" not in shown and "Oof." not in shown
+    start = "[Earlier: They walked.]\n\n" if memory else ""
+    begins = (
+        f"[user\n{start}Someone: Question {first}?\n",
+        f"[user\n{start}Sun Wukong: Answer {first - 1}.\nNo more.\n",
+    )
+    assert any(text in asked(shown) for text in begins), "a line that is shown has no name"
+    assert asked(shown).endswith("Sun Wukong: Answer 19.\nNo more.\nSomeone: Pigsy, are you there?][assistant\n")
+    assert chat.memory("bajie").dropped == (0 if memory is None else 2)
+
+
+def test_a_last_line_without_room_is_refused_and_nothing_is_forgotten_for_it() -> None:
+    player = scripted(CAST, context_tokens=170, max_new_tokens=10)
+    chat = recalling(player, ("wukong", "bajie"))
+    for number in range(9):
+        chat.say(f"Question {number}?")
+        chat.say("Oof.", "bajie" if number < 2 else "wukong")
+    chat.say("word " * 100)
+    with pytest.raises(InputError) as caught:
+        chat.prompt("bajie")
+    assert caught.value.fix.startswith("cut the last message;")
+    assert chat.memory("bajie") == Memory() and not player.engine.prompts
+
+
 def test_a_message_of_a_megabyte_is_refused_at_once() -> None:
     chat = Conversation(scripted(CAST), ["wukong"])
     with pytest.raises(InputError, match="a message of 1,048,576 characters is too long"):

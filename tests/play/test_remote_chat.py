@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from loopback_llm import LLM, Fault, llm
@@ -29,9 +30,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[LLM]:
         yield running
 
 
-def player(server: LLM, **options: int) -> Player:
+@pytest.fixture
+def player(server: LLM) -> Iterator[Player]:
     engine = OpenAIEngine(f"{server.url}/v1", first_wait_s=0.01, warn=lambda _: None)
-    return Player(engine, TEMPLATE, TELLING, TEMPLATE.stop_ids(), ChatOptions(**options))
+    yield Player(engine, TEMPLATE, TELLING, TEMPLATE.stop_ids())
+    engine.close()
 
 
 def asked(server: LLM) -> list[str]:
@@ -46,8 +49,10 @@ def asked(server: LLM) -> list[str]:
     return found
 
 
-def test_a_chat_shows_the_same_prompt_to_a_server_that_takes_ids_and_one_that_takes_messages(server: LLM) -> None:
-    chat = Conversation(player(server), ["wukong"], recall=Recall(TELLING))
+def test_a_chat_shows_the_same_prompt_to_a_server_that_takes_ids_and_one_that_takes_messages(
+    server: LLM, player: Player
+) -> None:
+    chat = Conversation(player, ["wukong"], recall=Recall(TELLING))
     chat.say("Ha!", "wukong")
     chat.say("How is your staff?")
     assert "".join(chat.reply("wukong")) == "Ha! 俺老孙！"
@@ -58,10 +63,11 @@ def test_a_chat_shows_the_same_prompt_to_a_server_that_takes_ids_and_one_that_ta
     assert bool(server.asked(CHAT)) != server.takes_ids
 
 
-def test_old_messages_are_left_out_and_summed_up_in_both_forms(server: LLM) -> None:
+def test_old_messages_are_left_out_and_summed_up_in_both_forms(server: LLM, player: Player) -> None:
     line = "We walk on and on, and the road does not end before the night falls."
     server.replies = [line]
-    chat = Conversation(player(server, context_tokens=400, max_new_tokens=90), ["wukong"], recall=Recall(TELLING))
+    small = replace(player, options=ChatOptions(context_tokens=400, max_new_tokens=90))
+    chat = Conversation(small, ["wukong"], recall=Recall(TELLING))
     for number in range(7):
         chat.say(f"Question {number}?")
         list(chat.reply("wukong"))
@@ -71,8 +77,8 @@ def test_old_messages_are_left_out_and_summed_up_in_both_forms(server: LLM) -> N
     assert f"[Earlier: {line}]" in last and "Question 0?" not in last and "Question 6?" in last
 
 
-def test_a_scene_goes_to_a_server_in_both_forms(server: LLM) -> None:
-    stage = Stage(player(server), ScenePlan(participants=["tang", "wukong"], scenario="Dusk."))
+def test_a_scene_goes_to_a_server_in_both_forms(server: LLM, player: Player) -> None:
+    stage = Stage(player, ScenePlan(participants=["tang", "wukong"], scenario="Dusk."))
     for who in ("tang", "wukong"):
         list(stage.reply(who))
     assert [turn.text for turn in stage.turns] == ["Ha! 俺老孙！"] * 2
@@ -80,9 +86,9 @@ def test_a_scene_goes_to_a_server_in_both_forms(server: LLM) -> None:
     assert "Tang Sanzang" in opens and answers.endswith("Ha! 俺老孙！<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_server_that_dies_in_a_reply_leaves_what_was_shown(server: LLM) -> None:
+def test_a_server_that_dies_in_a_reply_leaves_what_was_shown(server: LLM, player: Player) -> None:
     server.faults = [Fault(after=4)]
-    chat = Conversation(player(server), ["wukong"])
+    chat = Conversation(player, ["wukong"])
     chat.say("Who are you?")
     with pytest.raises(RemoteError):
         list(chat.reply("wukong"))
