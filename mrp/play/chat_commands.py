@@ -129,6 +129,8 @@ def load(chat: TerminalChat, name: str) -> None:
     """Go on with a chat that was saved, or (without a name) with the one kept last."""
     if name:
         path: Path | None = Path(name).expanduser()
+        if not Path(name).expanduser().exists():
+            raise InputError("no such file", name, "name a file that /save wrote, or /load alone for the one kept last")
     else:
         path = latest_chat(chat.kept.folder, chat.kept.path) if chat.kept else None
     if path is None:

@@ -22,9 +22,7 @@ from mrp.play.lore import Used
 from mrp.play.memory import Memory
 from mrp.play.recall import Recall
 from mrp.play.reply import NOT_TEXT, Player, Prompt, Reply, names_of_others
-from mrp.play.spoken import names_of_all_but, spoken
-
-MAX_CHARACTERS_PER_TOKEN = 32  # a message longer than that for each token of the context is refused unread
+from mrp.play.spoken import names_of_all_but, need_length, spoken
 
 
 class Conversation:
@@ -57,10 +55,7 @@ class Conversation:
         Raises `InputError` for a message that no context could hold.
         """
         who = speaker or self.person
-        longest = self.player.options.context_tokens * MAX_CHARACTERS_PER_TOKEN
-        if len(text) > longest:
-            what = f"a message of {len(text):,} characters is too long: {longest:,} are allowed"
-            raise InputError(what, "the message", "say less at once")
+        need_length(text, self.player.options.context_tokens)
         names = names_of_all_but(self.player.cast, self.participants, who) if who == self.person else ()
         self.turns.append(Turn(who, spoken(text, names)))
 

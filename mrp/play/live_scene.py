@@ -141,7 +141,11 @@ class LiveScene:
     # -- what you do ----------------------------------------------------------------------------------------------
 
     def say(self, speaker: str, text: str) -> Turn:
-        """A line that you write, for anybody who is there. Raises `InputError` where there is no text."""
+        """A line that you write, for anybody who is there.
+
+        What somebody among `persons` says opens nobody else's turn. Raises `InputError` where there is no text, or no
+        room for it.
+        """
         who = self._id(speaker)
         self.stage.say(who, text, **self._step_of(who))
         return self.stage.turns[-1]

@@ -93,6 +93,14 @@ class Recall:
             prompt = newest_turns()
         return replace(prompt, dropped=prompt.dropped + before)
 
+    def need_room(self, player: Player, character: str, messages: Sequence[Message], opening: str) -> None:
+        """Raises `ContextTooSmall` where the last of `messages` would leave no room for the character's notes."""
+        room = player.options.context_tokens - player.options.max_new_tokens
+        notes = min(self.memory_tokens or 0, room // 4)
+        if self.lore(character).entries:
+            notes += self.lore_budget(player)
+        newest(player, messages, room - notes, opening=opening)
+
     def _fold(self, player: Player, character: str, messages: Sequence[Message], dropped: int, keep: Keep) -> None:
         """Sum up what of the first `dropped` messages is not in the memory yet."""
         memory, head = self.memory(character), _head(messages)

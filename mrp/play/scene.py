@@ -28,6 +28,7 @@ from mrp.play.memory import Memory
 from mrp.play.recall import Recall
 from mrp.play.reply import NOT_TEXT, Player, Prompt, Reply, names_of_others
 from mrp.play.scene_plan import ScenePlan, Step
+from mrp.play.spoken import names_of_all_but, need_length, spoken
 
 MOST_SILENCES = 2  # in a row end the scene
 
@@ -87,11 +88,25 @@ class Stage:
         self.step = event.get("step", self.step - 1) + 1
 
     def say(self, speaker: str, text: str, **more: Any) -> None:
-        """A line that a person or the script says. Raises `InputError` where the speaker is not there."""
+        """A line that a person or the script says; a person's opens nobody else's turn (`spoken.py`).
+
+        Raises `InputError` where the speaker is not there, or those who hear it have no room for it: what is once said
+        stays in their prompts.
+        """
         self._need(speaker)
+        need_length(text, self.player.options.context_tokens)
         text = NOT_TEXT.sub("", text).strip()
+        if speaker in self.plan.persons:
+            text = spoken(text, names_of_all_but(self.cast, self._everybody(), speaker))
         if not text:
             raise InputError("this line has no text", speaker, "say something, or /skip")
+        for character in self.present:
+            if character != speaker and self.cast.get(character) and character not in self.plan.persons:
+                line = view_for_reply(
+                    [Turn(speaker, text)], self._everybody(), character, self.cast, self.plan.scenario
+                )
+                opening = opening_text(self.cast, self.plan.scenario)
+                self.recall.need_room(self.player, character, line, opening)
         self.happen({"speaker": speaker, "text": text, **more})
 
     def enter(self, speaker: str, **more: Any) -> None:

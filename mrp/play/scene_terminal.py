@@ -11,6 +11,7 @@ from typing import Any
 
 from mrp.dialogue import Turn
 from mrp.errors import InputError, MrpError, Stopped, nearest
+from mrp.play.reply import NOT_TEXT
 from mrp.play.scene import Stage
 from mrp.play.scene_steps import due, perform
 from mrp.report import ConsoleReporter, Reporter
@@ -113,6 +114,8 @@ class SceneTerminal:
                 return  # asked again
             elif speaker:
                 stage.say(speaker, line, **more)
+                if stage.turns[-1].text != NOT_TEXT.sub("", line).strip():
+                    self._note("your line began like somebody else's turn, so its colon became a comma")
             else:
                 self._speak(line, more)
         except MrpError as error:

@@ -183,9 +183,10 @@ class TerminalChat:
         elif len(self.chat.turns) == before:
             self.note("said nothing; /retry asks again")
         if self.chat.dropped > folded:
-            more = f"; /memory {self.character} shows what is remembered of them" if self.recall.memory_tokens else ""
+            is_folded = self.recall.memory_tokens and self.chat.memory(self.character).dropped > folded
+            more = f"; /memory {self.character} shows what is remembered of them" if is_folded else ""
             self.note(f"the {self.chat.dropped} oldest messages no longer fit into the context{more}")
-            if self.recall.fault:
+            if is_folded and self.recall.fault:
                 self.note(f"what is remembered is what it was: {self.recall.fault}")
 
     def keep(self) -> None:
