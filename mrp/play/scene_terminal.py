@@ -23,7 +23,7 @@ COMMANDS = {
     "/enter": "/enter NAME        a character comes in",
     "/leave": "/leave NAME        somebody leaves, and hears no more",
     "/memory": "/memory NAME TEXT  what a character remembers of what it no longer sees; TEXT replaces it",
-    "/lore": "/lore              the lore in the last reply's prompt, and why",
+    "/lore": "/lore NAME         the lore in a character's next prompt, and why; without NAME: in the last prompt",
     "/end": "/end               end the scene",
     "/help": "/help              this list",
 }
@@ -144,14 +144,18 @@ class SceneTerminal:
             (stage.enter if name == "/enter" else stage.leave)(who)
             self._show(stage.turns[-1])
         elif name == "/lore":
-            for used in stage.recall.used:
-                self.out.line(f"{used.place} ({used.why}): {used.entry.text}")
-            if not stage.recall.used:
-                self.out.line("none")
+            self._lore(argument)
         elif name == "/memory":
             self._memory(argument)
         else:
             raise InputError(f"unknown command {name!r}", "the scene", nearest(name, COMMANDS))
+
+    def _lore(self, name: str) -> None:
+        found = self.stage.lore(self._who(name)) if name else self.stage.recall.used
+        for used in found:
+            self.out.line(f"{used.place} ({used.why}): {used.entry.text}")
+        if not found:
+            self.out.line("none")
 
     def _memory(self, argument: str) -> None:
         name, _, text = argument.partition(" ")
