@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from command import fails, mrp
 from loopback_llm import LLM, Fault, llm
+from projects import write_project
 from scripted import CAST, TEMPLATE
 
 from mrp.cast import OTHER
@@ -93,3 +97,46 @@ def test_a_server_that_dies_in_a_reply_leaves_what_was_shown(server: LLM, player
     with pytest.raises(RemoteError):
         list(chat.reply("wukong"))
     assert [(turn.speaker, turn.text) for turn in chat.turns] == [(OTHER, "Who are you?"), ("wukong", "Ha!")]
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokenizer(tiny_base: Path, tmp_path: Path) -> Path:
+    """A folder with a tokenizer and a cast, and no weights."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    write_project(tmp_path / "project")
+    shutil.copy(tmp_path / "project" / "cast.yaml", folder / "cast.yaml")
+    return folder
+
+
+def test_a_chat_and_a_scene_are_played_by_a_server_without_loading_weights(
+    server: LLM, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MRP_HOME", str(tmp_path / "home"))
+    at = ("--base-url", f"{server.url}/v1")
+    done = mrp("chat", tokenizer, *at, "--as", "bajie", "--json", stdin="Who are you?\n")
+    assert done.json["turns"][-1] == {"speaker": "bajie", "text": "Ha! 俺老孙！"}, done.err
+    done = mrp("scene", tokenizer, *at, "--with", "bajie,wukong", "--turns", 2, "--json")
+    assert [turn["text"] for turn in done.json["turns"]] == ["Ha! 俺老孙！"] * 2, done.err
+
+
+def test_a_server_that_dies_ends_no_chat_and_what_was_said_is_kept(
+    server: LLM, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MRP_HOME", str(tmp_path / "home"))
+    server.faults = [Fault(after=4)]
+    at = ("--base-url", f"{server.url}/v1")
+    done = mrp("chat", tokenizer, *at, "--as", "bajie", "--json", stdin="Who are you?\n/retry\n")
+    assert "broke off" in done.err
+    assert done.json["turns"][-1] == {"speaker": "bajie", "text": "Ha! 俺老孙！"}
+    (kept,) = (tmp_path / "home" / "chats").glob("*.jsonl")
+    rows = kept.read_text(encoding="utf-8")
+    assert '{"speaker": "bajie", "text": "Ha!"}' in rows and '{"speaker": "bajie", "text": "Ha! 俺老孙！"}' in rows
+
+
+@pytest.mark.parametrize("flags", [("--model", "x"), ("--base-url", "http://127.0.0.1:9/v1", "--bits", "8")])
+def test_flags_that_do_not_go_together_are_named(tokenizer: Path, flags: tuple[str, ...]) -> None:
+    fails(mrp("chat", tokenizer, *flags), 2, "--base-url")
