@@ -89,7 +89,7 @@ def main() -> None:
         "computed": stats["computed_tokens"],
         "ratio": round(ratio, 2),
         "ended": stage.over(),
-        "dropped": {name: memory.dropped for name, memory in sorted(stage.memories.items())},
+        "dropped": {name: stage.memory(name).dropped for name in sorted(stage.recall.memories)},
         "seconds": round(time.monotonic() - begin, 1),
         "scripted": given.scripted,
         "transformers": transformers.__version__,

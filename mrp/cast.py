@@ -45,6 +45,8 @@ class Character(StrictModel):
     """Other things it may say first instead."""
     scenario: str = ""
     """The setting that the character's card gives it; the scenes made of the card's examples carry it."""
+    talkativeness: float = Field(0.5, ge=0, le=1)
+    """How readily it speaks in a scene, for the natural director; a scene's own `talkativeness` wins."""
     avatar: str | None = None
     """A picture file."""
     dialogues: list[str] = []

@@ -354,19 +354,50 @@ def chat_command(
     base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
     template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
+    scenario: Annotated[str, typer.Option(help="The setting.")] = "",
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal replies.")] = None,
+    memory: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Tokens of each one's summary of what no longer fits.")
+    ] = 128,
+    lore: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of lore in a prompt.")] = 256,
     bits: Annotated[str, typer.Option(metavar="auto|16|8|4", help="Of the weights; auto: as the GPU allows.")] = "auto",
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", metavar="URL", help="A server with the model, instead of loading it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Which of the server's models.")] = None,
     set_: SET = None,
 ) -> Any:
     """Talk with the characters. /help in the chat lists what else you can do."""
     with report.waiting("loading the model"):
-        from mrp.play.open import open_player
+        from mrp.play.remote_player import open_anywhere
         from mrp.play.room import room_of
         from mrp.play.terminal import TerminalChat
 
-        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_), bits=bits)
+        player = open_anywhere(
+            run,
+            url=base_url,
+            model=model,
+            base=base,
+            cast=cast,
+            template=template,
+            flags=settings_given(set_),
+            bits=bits,
+            warn=report.warn,
+        )
         room = room_of(run, player)
-    return TerminalChat(player, as_, me, seed, report, router=room.router, folder=room.chats).run()
+    chat = TerminalChat(
+        player,
+        as_,
+        me,
+        seed,
+        report,
+        router=room.router,
+        folder=room.chats,
+        scenario=scenario,
+        memory=memory,
+        lore=lore,
+    )
+    return chat.run()
 
 
 @command(app, "eval")
@@ -484,18 +515,24 @@ def scene_command(
     resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on with the scene in this file.")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal scenes.  [default: 0]")] = None,
     memory: Annotated[int | None, typer.Option(help="Tokens of each one's summary of what no longer fits.")] = None,
+    lore: Annotated[int | None, typer.Option(help="Tokens of lore in a prompt.")] = None,
     base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", metavar="URL", help="A server with the model, instead of loading it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Which of the server's models.")] = None,
     set_: SET = None,
 ) -> Any:
     """Let characters play a scene, with you in it if you like. Who is away does not hear what is said."""
     from mrp.play.scene_command import Asked, play_scene
 
     with report.waiting("loading the model"):
-        from mrp.play.open import open_player
+        from mrp.play.remote_player import open_anywhere
 
-        player = open_player(run, base=base, cast=cast, flags=settings_given(set_))
-    asked = Asked(with_, script, turns, director, me, scenario, seed, memory)
+        settings = settings_given(set_)
+        player = open_anywhere(run, url=base_url, model=model, base=base, cast=cast, flags=settings, warn=report.warn)
+    asked = Asked(with_, script, turns, director, me, scenario, seed, memory, lore)
     return play_scene(player, asked, out, resume, report)
 
 

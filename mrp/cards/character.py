@@ -25,6 +25,7 @@ from mrp.lore import LoreEntry
 OWN_EXTENSION = "mrp_llm"  # under "extensions": what a card has no field for (aliases, id)
 CHAR = r"\{\{\s*char\s*\}\}|<char>|<bot>"
 USER = r"\{\{\s*user\s*\}\}|<user>"
+TALKATIVENESS: float = Character.model_fields["talkativeness"].default
 LONGEST_ID = 40  # made of a name
 _CHAR, _USER = re.compile(CHAR, re.IGNORECASE), re.compile(USER, re.IGNORECASE)
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # everything of class Cc but tab and line feed
@@ -41,6 +42,7 @@ class Draft:
     greeting: str
     alternate_greetings: tuple[str, ...]
     scenario: str
+    talkativeness: float
     lore: tuple[LoreEntry, ...]
     lore_places: tuple[int, ...]  # for each of `lore`, its place among the entries of the card
 
@@ -66,9 +68,20 @@ def draft_of(card: Card, name: str = "") -> Draft:
         greeting=text("first_mes"),
         alternate_greetings=tuple(greeting for greeting in greetings if greeting),
         scenario=text("scenario"),
+        talkativeness=_talkativeness(data),
         lore=tuple(entry for _, entry in lore),
         lore_places=tuple(k for k, _ in lore),
     )
+
+
+def _talkativeness(data: dict[str, Any]) -> float:
+    """SillyTavern's, a number or a text with one; where it is neither, or not of 0 to 1, what the cast holds else."""
+    written: Any = (data.get("extensions") or {}).get("talkativeness")
+    try:
+        value = float(written)
+    except (TypeError, ValueError):
+        return TALKATIVENESS
+    return value if 0 <= value <= 1 else TALKATIVENESS
 
 
 def clean_text(text: str, called: str) -> str:
@@ -137,6 +150,8 @@ def edited_card(card: Card, character: Character) -> Card:
         data["scenario"] = character.scenario.strip()
     if tuple(character.alternate_greetings) != named.alternate_greetings:
         data["alternate_greetings"] = list(character.alternate_greetings)
+    if character.talkativeness != named.talkativeness:
+        data["extensions"] = {**(data.get("extensions") or {}), "talkativeness": character.talkativeness}
     if tuple(character.lore) != named.lore:
         book = data.get("character_book") or {"extensions": {}}
         data["character_book"] = {**book, "entries": _edited_entries(book_entries(data), named, character.lore)}

@@ -143,6 +143,7 @@ def _fill(item: Taken, language: str) -> None:
             "greeting": draft.greeting,
             "alternate_greetings": list(draft.alternate_greetings),
             "scenario": draft.scenario,
+            "talkativeness": draft.talkativeness,
             "avatar": f"{base}.png" if _is_picture(item.source) else None,
             "dialogues": [f"{base}.jsonl"] if item.scenes else [],
             "lore": list(draft.lore),

@@ -58,7 +58,12 @@ def view(
 
 
 def view_for_reply(
-    turns: Sequence[Turn], participants: Iterable[str], character: str, cast: Cast, scenario: str = ""
+    turns: Sequence[Turn],
+    participants: Iterable[str],
+    character: str,
+    cast: Cast,
+    scenario: str = "",
+    since: int = 0,
 ) -> list[Message]:
     """The view for play: the messages after which `character` speaks next. Own lines are marked as `view` marks them
     where nothing is masked.
@@ -66,9 +71,11 @@ def view_for_reply(
     It ends with the system message if nothing was said yet (the character opens), and with an assistant message if
     the last line is the character's own (what it says next belongs to the same turn). For the first k turns of a
     scene whose turn k begins an own turn, it equals the beginning of the training view message by message.
+
+    Nothing is shown of the turns before number `since`, for want of room; who came and went in them still counts.
     """
     own = [turn.speaker == character for turn in turns]
-    return _messages(turns, own, participants, character, cast, scenario)
+    return _messages(turns, own, participants, character, cast, scenario, since=since)
 
 
 def with_notes(messages: Sequence[Message], earlier: str = "", known: str = "", dropped: int = 0) -> list[Message]:
@@ -126,6 +133,7 @@ def _messages(
     cast: Cast,
     scenario: str,
     identity: str = "",
+    since: int = 0,
 ) -> list[Message]:
     """Every line as (part of) a message. A line is shown by what came before it, never by what comes after.
 
@@ -137,14 +145,14 @@ def _messages(
     known = set(participants)  # everybody declared so far; whoever leaves still counts, so that names stay
     here = character in known
     before: tuple[str, bool] | None = None  # the speaker of the line before, and whether it carried a name
-    for turn, learnt in zip(turns, loss, strict=True):
+    for number, (turn, learnt) in enumerate(zip(turns, loss, strict=True)):
         own = turn.speaker == character
         if turn.enters:
             known.add(turn.speaker)
         if own:
             before = before if here else None  # what was said meanwhile is not known: names come anew
             here = not turn.leaves
-        if not here or not turn.is_line:
+        if not here or not turn.is_line or number < since:
             continue
         named = not own and len(known) >= NAMES_FROM
         text = turn.text

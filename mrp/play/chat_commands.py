@@ -129,6 +129,8 @@ def load(chat: TerminalChat, name: str) -> None:
     """Go on with a chat that was saved, or (without a name) with the one kept last."""
     if name:
         path: Path | None = Path(name).expanduser()
+        if not Path(name).expanduser().exists():
+            raise InputError("no such file", name, "name a file that /save wrote, or /load alone for the one kept last")
     else:
         path = latest_chat(chat.kept.folder, chat.kept.path) if chat.kept else None
     if path is None:
@@ -139,14 +141,32 @@ def load(chat: TerminalChat, name: str) -> None:
     chat.chat.turns[:], chat.chat.participants[:] = kept.turns, kept.participants
     chat.person = chat.chat.person = kept.person
     chat.character, chat.chat.scenario, chat.route = kept.character, kept.scenario, None
+    chat.recall.restore(kept.turns, kept.memories)
     chat.out.line(f"loaded {path}: {len(kept.turns)} lines" + (":" if kept.turns else ""))
     for turn in kept.turns[-SHOWN_LINES:]:
         _print_turn(chat, turn)
 
 
-def show_lore(chat: TerminalChat, _: str) -> None:
-    told = chat.chat.told(chat.character)
-    chat.out.line(told or f"{chat.name(chat.character)} is told nothing beside the persona now.")
+def show_lore(chat: TerminalChat, name: str) -> None:
+    """What the next prompt of whoever answers now (or of NAME) would hold, and why."""
+    character = chat.find(name, "/lore") if name else chat.character
+    used = chat.chat.lore(character)
+    for entry in used:
+        chat.out.line(f"{entry.place} ({entry.why}): {entry.entry.text}")
+    if not used:
+        chat.out.line(f"{chat.name(character)} is told nothing beside the persona now.")
+    if left_out := chat.recall.lore(character).left_out:
+        most = chat.recall.lore_budget(chat.player)
+        chat.out.line(f"left out, as {most} tokens at most are told (--lore): {', '.join(left_out)}")
+
+
+def memory(chat: TerminalChat, argument: str) -> None:
+    """What a character remembers of what it no longer sees; a text behind the name takes its place."""
+    character, text = _named(chat, argument)
+    if text:
+        chat.chat.remember(character, text)
+    found = chat.chat.memory(character)
+    chat.out.line(f"({found.dropped} messages dropped) {found.summary or 'nothing'}")
 
 
 def why(chat: TerminalChat, _: str) -> None:
@@ -196,7 +216,8 @@ COMMANDS: dict[str, tuple[str, Callable[[TerminalChat, str], None]]] = {
     "/edit": ("/edit TEXT   your last line anew, and a reply to it", edit),
     "/undo": ("/undo        take back your last line and what followed", undo),
     "/greeting": ("/greeting N  another greeting of the character, before your first line", greeting),
-    "/lore": ("/lore        what the character is told beside its persona", show_lore),
+    "/lore": ("/lore NAME   the lore in the next prompt (of whoever answers now), and why", show_lore),
+    "/memory": ("/memory NAME TEXT  what a character remembers of what no longer fits; TEXT replaces it", memory),
     "/set": ("/set KEY X   sampling from now on, such as /set temperature 0.9; /set lists", set_option),
     "/save": ("/save FILE   write the chat: scene JSONL, or Markdown for FILE.md", save),
     "/load": ("/load FILE   go on with a saved chat; without FILE: with the one kept last", load),
@@ -224,9 +245,20 @@ def _last_own(chat: TerminalChat, command: str, what: str) -> int:
     return at
 
 
+def _named(chat: TerminalChat, text: str) -> tuple[str, str]:
+    """The character whose name `text` begins with (whoever answers now where it is empty), and the rest."""
+    if not text or chat.player.cast is None:
+        return chat.character, text
+    names = sorted((name for c in chat.player.cast for name in c.names), key=len, reverse=True)
+    for name in names:
+        if text[: len(name)].casefold() == name.casefold() and not text[len(name) : len(name) + 1].strip():
+            return chat.find(name), text[len(name) :].strip()
+    return chat.find(text.split()[0], "/memory"), ""
+
+
 def _print_turn(chat: TerminalChat, turn: Turn) -> None:
-    if turn.enters:
-        chat.note(f"{chat.name(turn.speaker)} comes in")
+    if not turn.is_line:
+        chat.note(f"{chat.name(turn.speaker)} {'comes in' if turn.enters else 'leaves'}")
     elif turn.speaker == chat.person:
         chat.out.line(f"{'' if turn.speaker == OTHER else chat.name(turn.speaker)}> {turn.text}")
     else:

@@ -4,26 +4,25 @@
     chat.say("Who are you?")
     for piece in chat.reply("wukong"): print(piece, end="")
 
-The prompt of a reply comes from the same view and renderer as the training samples. `extra` is the one place where
-more (lore, memory) enters a prompt: last, behind what was said, so that all before it is the same in the next prompt.
+The prompt of a reply comes from the same view and renderer as the training samples. A `recall` adds lore, and a memory
+of what no longer fits (`recall.py`); without one a prompt holds what was said, as much of it as fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import bisect
+from collections.abc import Generator, Sequence
 
 from mrp.cast import NEUTRAL_NAME, OTHER, PLAIN, fill_user
 from mrp.data.view import ASSISTANT, SYSTEM, USER, Message, opening_text, view_for_reply
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
 from mrp.play.engine import Sampling
-from mrp.play.reply import Player, Reply, names_of_others
-from mrp.play.spoken import names_of_all_but, spoken
-
-MAX_CHARACTERS_PER_TOKEN = 32  # a message longer than that for each token of the context is refused unread
-
-Extra = Callable[[str, Sequence[Turn]], str]
-"""What a character (its id) is told beside what was said (the turns): a text, "" for nothing."""
+from mrp.play.lore import Used
+from mrp.play.memory import Memory
+from mrp.play.recall import Recall
+from mrp.play.reply import NOT_TEXT, Player, Prompt, Reply, names_of_others
+from mrp.play.spoken import names_of_all_but, need_length, spoken
 
 
 class Conversation:
@@ -35,9 +34,10 @@ class Conversation:
         characters: Sequence[str],
         person: str = OTHER,
         scenario: str = "",
-        extra: Extra | None = None,
+        recall: Recall | None = None,
     ) -> None:
-        self.player, self.person, self.extra = player, person, extra
+        self.player, self.person = player, person
+        self.recall = recall or Recall(memory_tokens=None)
         self.participants = [*characters, person]
         self.scenario = scenario or self._scenario_of(characters)
         self.turns: list[Turn] = []
@@ -55,10 +55,7 @@ class Conversation:
         Raises `InputError` for a message that no context could hold.
         """
         who = speaker or self.person
-        longest = self.player.options.context_tokens * MAX_CHARACTERS_PER_TOKEN
-        if len(text) > longest:
-            what = f"a message of {len(text):,} characters is too long: {longest:,} are allowed"
-            raise InputError(what, "the message", "say less at once")
+        need_length(text, self.player.options.context_tokens)
         names = names_of_all_but(self.player.cast, self.participants, who) if who == self.person else ()
         self.turns.append(Turn(who, spoken(text, names)))
 
@@ -69,7 +66,9 @@ class Conversation:
         """
         sampling = sampling or Sampling.of(self.player.options)
         others = names_of_others(self.player.cast, self.participants, character)
-        reply = Reply(self.player, character, self.prompt(character), sampling, others)
+        prompt = self.asked(character)
+        used = self.recall.used
+        reply = Reply(self.player, character, prompt.ids, sampling, others, prompt.messages)
         self.cut = False
         try:
             yield from reply
@@ -77,32 +76,74 @@ class Conversation:
         finally:
             if reply.text:
                 self.turns.append(Turn(character, reply.text))
+                self.recall.follow(self.turns)
+                self.recall.told(character, used, len(self.turns))
 
     def prompt(self, character: str) -> list[int]:
-        """The ids that ask for the character's next line, within the context; counts what it dropped.
+        """The ids that ask for the character's next line: those of `asked`."""
+        return self.asked(character).ids
 
-        Persona, extra and the last message are never dropped: `InputError` says what to cut where they do not fit.
+    def asked(self, character: str) -> Prompt:
+        """What asks for the character's next line, within the context; counts what it dropped.
+
+        With a memory, what no longer fits may first be summed up. Persona, memory, lore and the last message are never
+        dropped: `InputError` says what to cut where they do not fit.
         """
-        options, cast = self.player.options, self.player.cast
-        budget = options.context_tokens - options.max_new_tokens
+        cast = self.player.cast
         opening = opening_text(cast, self.scenario, character) if cast else ""
-        extra = self.told(character)
-        messages = with_extra(self.messages(character), extra, opening)
-        try:
-            ids, self.dropped = self.player.template.prompt_within(messages, budget, opening)
-        except InputError as error:
-            raise self._too_small(messages, extra, budget, error) from None
-        return ids
 
-    def told(self, character: str) -> str:
-        """The extra text that the character's next prompt holds."""
-        return self.extra(character, self.turns).strip() if self.extra else ""
+        def view(since: int) -> list[Message]:
+            return self.messages(character, since)
 
-    def messages(self, character: str) -> list[Message]:
-        """What was said, from the character's side; without a cast the person is the user and all others the model."""
+        self.recall.follow(self.turns)
+        prompt = self.recall.prompt(self.player, character, view, len(self.turns), opening, self._keep)
+        self.dropped = prompt.dropped
+        return prompt
+
+    def lore(self, character: str) -> list[Used]:
+        """The lore that the character's next prompt would hold after what was said so far."""
+        self.recall.follow(self.turns)
+        return self.recall.active(self.player, character, self.messages(character))
+
+    def memory(self, character: str) -> Memory:
+        """What the character remembers of what its prompt no longer shows."""
+        self.recall.follow(self.turns)
+        return self.recall.memory(character)
+
+    def memories(self) -> dict[str, list[Memory]]:
+        """Of each character, the newest last."""
+        self.recall.follow(self.turns)
+        return self.recall.memories
+
+    def remember(self, character: str, summary: str) -> None:
+        """A person's words for it; raises `InputError` while the character still sees everything."""
+        memory = self.memory(character)
+        if not memory.dropped:
+            who = self.player.cast.display_name(character) if self.player.cast else "the model"
+            raise InputError(f"{who} still sees everything it heard", "/memory", "wait until old lines are dropped")
+        clean = " ".join(NOT_TEXT.sub("", summary).split())
+        self.recall.remember(character, Memory(clean, memory.dropped, memory.turns))
+
+    def _keep(self, character: str, summary: str, dropped: int) -> None:
+        """Remember it, and of how many turns these messages are made: if one of them is taken back, it is gone."""
+
+        def said(count: int) -> int:
+            found = self.messages(character, until=count)
+            return len(found) - (1 if found and found[0].role == SYSTEM else 0)
+
+        turns = bisect.bisect_right(range(len(self.turns) + 1), dropped, key=said) - 1
+        self.recall.remember(character, Memory(summary, dropped, turns))
+
+    def messages(self, character: str, since: int = 0, until: int | None = None) -> list[Message]:
+        """What was said, from the character's side; nothing of the turns before `since`, or from `until` on.
+
+        Without a cast the person is the user and all others the model.
+        """
+        turns = self.turns[:until]
         if self.player.cast is None:
-            return [Message(USER if t.speaker == self.person else ASSISTANT, t.text) for t in self.turns]
-        return view_for_reply(self.turns, self.participants, character, self.player.cast, self.scenario)
+            said = [t for t in turns[since:] if t.is_line]
+            return [Message(USER if t.speaker == self.person else ASSISTANT, t.text) for t in said]
+        return view_for_reply(turns, self.participants, character, self.player.cast, self.scenario, since)
 
     def take_back(self, speaker: str) -> bool:
         """Remove the last line if it is `speaker`'s; True if it was."""
@@ -125,33 +166,3 @@ class Conversation:
         if cast is None or not characters or characters[0] == PLAIN:
             return ""
         return fill_user(cast[characters[0]].scenario, NEUTRAL_NAME[cast.language]).strip()
-
-    def _too_small(self, messages: Sequence[Message], extra: str, budget: int, error: InputError) -> InputError:
-        """Which of the parts that are never dropped take how much, and which to cut first."""
-        last = messages[-1] if messages and messages[-1].role == USER else Message(USER, "")
-        texts = {
-            "the persona": messages[0].text if messages and messages[0].role == SYSTEM else "",
-            "the lore": extra,
-            "the last message": last.text.removesuffix(f"[{extra}]"),
-        }
-        counts = {what: len(self.player.template.plain.ids(text)) for what, text in texts.items() if text.strip()}
-        if not counts:
-            return error
-        parts = ", ".join(f"{what} {count:,}" for what, count in counts.items())
-        needed = f"{parts}: {sum(counts.values()):,} tokens and the template's, and only {budget:,} are allowed"
-        fix = f"cut {max(counts, key=counts.__getitem__)}; or raise chat.context_tokens, or lower chat.max_new_tokens"
-        return InputError(f"the context is too small for what they need: {needed}", error.where, fix)
-
-
-def with_extra(messages: Sequence[Message], extra: str, opening: str = "") -> list[Message]:
-    """`messages` with `extra` in brackets behind the last one, as a note in what the user says.
-
-    Where nothing was said it stands behind `opening`. Where the character goes on with its own line there is no place
-    for it: the note is left out.
-    """
-    if not extra or (messages and messages[-1].role == ASSISTANT):
-        return list(messages)
-    head, last = list(messages), Message(USER, opening)
-    if head and head[-1].role == USER:
-        last = head.pop()
-    return [*head, Message(USER, f"{last.text}\n\n[{extra}]".strip())]

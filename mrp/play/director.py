@@ -19,7 +19,7 @@ from mrp.data.view import NAME_MARK, SYSTEM, USER, Message
 if TYPE_CHECKING:
     from mrp.play.scene import Stage
 
-TALKATIVENESS = 0.5  # where nothing is said, as in SillyTavern
+TALKATIVENESS = 0.5  # of whom is not in the cast, as in SillyTavern
 SHOWN_LINES = 12  # to the model that names the next speaker
 ASK = {
     "en": ("A scene with {names}.", "Who of {names} speaks next? Answer with the name alone."),
@@ -51,11 +51,16 @@ def choose(stage: Stage) -> Choice | None:
     mentioned = _mentioned(stage, text, others)
     if mentioned:
         return Choice(mentioned, "was mentioned")
-    weights = [stage.plan.talkativeness.get(c, TALKATIVENESS) for c in others]
+    weights = [stage.plan.talkativeness.get(c, _own_talkativeness(stage, c)) for c in others]
     draw = random.Random(f"{stage.plan.seed}/{len(stage.turns)}/director")
     if sum(weights) == 0:
         return Choice(draw.choice(others), "by lot")
     return Choice(draw.choices(others, weights)[0], "by lot")
+
+
+def _own_talkativeness(stage: Stage, speaker: str) -> float:
+    found = stage.cast.get(speaker)
+    return found.talkativeness if found else TALKATIVENESS
 
 
 def _next_in_round(stage: Stage, candidates: Sequence[str]) -> str:

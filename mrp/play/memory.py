@@ -1,7 +1,7 @@
 """The memory of a long chat, of one character: which old messages its prompt no longer has, and a summary of them.
 
     memory = Memory()
-    ids, dropped = fit(player, messages, memory, max_tokens=1900)
+    prompt = fit(player, messages, memory, max_tokens=1900)      # prompt.ids, prompt.dropped
     summary, wrong = summarise(player, memory.summary, messages_between, name="Sun Wukong", max_tokens=128)
 
 When the window is full, old messages go in one large block (half of the room), so that the prompt's beginning then
@@ -11,13 +11,14 @@ itself (a plain prompt, no persona, no voice), greedily.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import bisect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mrp.data.view import SYSTEM, USER, Message, with_notes
 from mrp.errors import InputError
 from mrp.play.engine import Sampling
-from mrp.play.reply import Player, Reply
+from mrp.play.reply import Player, Prompt, Reply
 
 MEMORY_TOKENS = 128  # of a summary
 EARLIER = {"en": "Earlier: ", "zh": "前情："}
@@ -37,44 +38,112 @@ class Memory:
 
     summary: str = ""
     dropped: int = 0  # messages after the system message that are no longer shown
+    turns: int = 0  # of a chat, the first ones, of which these messages are made; 0 where none is ever taken back
 
     def note(self, language: str) -> str:
         return f"{EARLIER[language]}{self.summary}" if self.summary else ""
 
 
+def of_first_turns(memories: Mapping[str, Sequence[Memory]], turns: int) -> dict[str, list[Memory]]:
+    """Those that stay where all but the first `turns` turns of a chat are taken back."""
+    return {who: [memory for memory in known if memory.turns <= turns] for who, known in memories.items()}
+
+
 def fit(
     player: Player, messages: Sequence[Message], memory: Memory, max_tokens: int, known: str = "", opening: str = ""
-) -> tuple[list[int], int]:
-    """The ids of the prompt within `max_tokens`, and how many messages after the system message it leaves out.
+) -> Prompt:
+    """The prompt within `max_tokens`; `dropped` counts the messages after the system message that it leaves out.
 
     What is gone already (`memory.dropped`) stays gone; where more must go, it goes in one block. `known` is lore, put
     last.
-    Raises `InputError`, with what to cut, if not even the last message fits.
+    Raises `ContextTooSmall`, with what to cut, if not even the last message fits.
     """
-    language = player.cast.language if player.cast else "en"
-    head = 1 if messages and messages[0].role == SYSTEM else 0
+    note = memory.note(player.cast.language if player.cast else "en")
+    head = _head(messages)
     said = len(messages) - head
     before = min(memory.dropped, max(said - 1, 0))
 
-    def ids_from(dropped: int) -> list[int]:
-        return player.template.prompt(with_notes(messages, memory.note(language), known, dropped), opening)
+    def from_message(dropped: int) -> Prompt:
+        kept, template = with_notes(messages, note, known, dropped), player.template
+        return Prompt(template.prompt(kept, opening), template.adapted(kept, opening), dropped)
 
-    ids = ids_from(before)
-    if len(ids) <= max_tokens:
-        return ids, before
-    fixed = len(player.template.prompt(with_notes(messages[:head], memory.note(language), known), opening))
+    prompt = from_message(before)
+    if len(prompt.ids) <= max_tokens:
+        return prompt
+    fixed = len(player.template.prompt(with_notes(messages[:head], note, known), opening))
     target = fixed + max(max_tokens - fixed, 0) // 2
     starts = [k for k in range(before + 1, said) if messages[head + k].role == USER]
     for limit in (target, max_tokens):
         for k in starts:
-            if len(ids_from(k)) <= limit:
-                return ids_from(k), k
-    needed = len(ids_from(starts[-1])) if starts else len(ids)
-    raise InputError(
-        f"persona, memory, lore and the last message need {needed} tokens, and only {max_tokens} are allowed",
+            if len((prompt := from_message(k)).ids) <= limit:
+                return prompt
+    raise _too_small(player, messages, note, known, max_tokens)
+
+
+def newest(player: Player, messages: Sequence[Message], max_tokens: int, known: str = "", opening: str = "") -> Prompt:
+    """As `fit`, where nothing is remembered: the oldest messages are left out, one by one, until the others fit."""
+    noted = with_notes(messages, known=known)
+    try:
+        ids, dropped = player.template.prompt_within(noted, max_tokens, opening)
+    except InputError:
+        raise _too_small(player, messages, "", known, max_tokens) from None
+    head = _head(noted)
+    kept = [*noted[:head], *noted[head + dropped :]]
+    return Prompt(ids, player.template.adapted(kept, opening), dropped)
+
+
+def without_first_lines(
+    view: Callable[[int], list[Message]], turns: int, ask: Callable[[list[Message]], Prompt]
+) -> Prompt:
+    """What `ask` makes of the last message alone, less as many of its oldest turns as have no room.
+
+    All that others said since a character's last line is one message, and whoever was silent for long has a long one.
+    Its last turn is never cut: then `ask` raises `ContextTooSmall`. `view(k)` shows nothing before turn k of `turns`.
+    """
+
+    def said(first: int) -> int:
+        return len(view(first)) - _head(view(first))
+
+    def fits(first: int) -> bool:
+        try:
+            ask(view(first))
+        except ContextTooSmall:
+            return False
+        return True
+
+    last = bisect.bisect_left(range(turns), True, key=lambda k: said(k) == 0) - 1
+    begin = bisect.bisect_left(range(last), True, key=lambda k: said(k) <= 1)
+    first = begin + bisect.bisect_left(range(begin, last), True, key=fits)
+    prompt = ask(view(first))
+    return replace(prompt, dropped=prompt.dropped + first - begin)
+
+
+class ContextTooSmall(InputError):
+    """Not even persona, notes and the last message have room."""
+
+
+def _too_small(player: Player, messages: Sequence[Message], note: str, known: str, max_tokens: int) -> ContextTooSmall:
+    """Which of the parts that are never dropped take how much, and which to cut first."""
+    last = messages[-1].text if messages and messages[-1].role == USER else ""
+    parts = {
+        "the persona": messages[0].text if _head(messages) else "",
+        "the memory": note,
+        "the lore": known,
+        "the last message": last,
+    }
+    counts = {what: len(player.template.plain.ids(text)) for what, text in parts.items() if text.strip()}
+    told = ", ".join(f"{what} {count:,}" for what, count in counts.items())
+    needed = f"{told}: {sum(counts.values()):,} tokens and the template's" if counts else "the template alone"
+    first = f"cut {max(counts, key=counts.__getitem__)}; or " if counts else ""
+    return ContextTooSmall(
+        f"the context is too small for what they need: {needed}, and only {max_tokens:,} are allowed",
         "chat.context_tokens less chat.max_new_tokens",
-        "raise chat.context_tokens, or shorten persona, lore, memory (/memory) or the message",
+        f"{first}raise chat.context_tokens, or lower chat.max_new_tokens",
     )
+
+
+def _head(messages: Sequence[Message]) -> int:
+    return 1 if messages and messages[0].role == SYSTEM else 0
 
 
 def summarise(
@@ -87,13 +156,17 @@ def summarise(
     """
     language = player.cast.language if player.cast else "en"
     room = player.options.context_tokens - max_tokens
-    lines = [m.text if m.role == USER else f"{name}: {m.text}" for m in folded]
-    while lines and len(ids := player.template.prompt(_asked(summary, lines, name, max_tokens, language))) > room:
+    texts = [m.text if m.role == USER else f"{name}: {m.text}" for m in folded]
+    lines = [line for text in texts for line in text.split("\n")]
+    while lines:
+        asked = _asked(summary, lines, name, max_tokens, language)
+        if len(ids := player.template.prompt(asked)) <= room:
+            break
         lines.pop(0)
     if not lines:
         return summary, "what was dropped is too long to be summed up"
     sampling = Sampling(temperature=0, max_new_tokens=max_tokens, seed=0)
-    reply = Reply(player, "", ids, sampling)
+    reply = Reply(player, "", ids, sampling, messages=asked)
     for _ in reply:
         pass
     text = " ".join(reply.text.split())

@@ -5,6 +5,8 @@ player = remote_player(Path("mrp.yaml"), OpenAIEngine("http://127.0.0.1:8000/v1"
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from mrp.cast import Cast, load_cast
@@ -16,6 +18,37 @@ from mrp.models.load import load_tokenizer
 from mrp.play.engine import Engine
 from mrp.play.reply import Player
 from mrp.render import ChatTemplate
+
+
+def open_anywhere(
+    path: Path,
+    *,
+    url: str | None = None,
+    model: str | None = None,
+    base: str | None = None,
+    cast: Path | None = None,
+    template: Path | None = None,
+    flags: dict[str, str] | None = None,
+    bits: str = "auto",
+    warn: Callable[[str], None] = lambda _: None,
+) -> Player:
+    """The player of what RUN names: its weights loaded here, or (`url`) those of a server, which may want a key.
+
+    Raises `InputError` for flags that go with the other of the two.
+    """
+    if url is None:
+        if model is not None:
+            raise InputError("--model names one of a server's models", "--model", "add --base-url URL")
+        from mrp.play.open import open_player
+
+        return open_player(path, base=base, cast=cast, template=template, flags=flags, bits=bits)
+    for flag, is_given in (("--base", base), ("--template", template), ("--bits", bits if bits != "auto" else None)):
+        if is_given is not None:
+            raise InputError(f"{flag} goes with weights that are loaded here", flag, f"leave {flag} or --base-url out")
+    from mrp.play.remote import OpenAIEngine
+
+    engine = OpenAIEngine(url, model, api_key=os.environ.get("MRP_UPSTREAM_KEY"), warn=warn)
+    return remote_player(path, engine, cast=cast, flags=flags)
 
 
 def remote_player(

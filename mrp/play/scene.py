@@ -19,14 +19,16 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
-from mrp.data.view import opening_text, view_for_reply
+from mrp.data.view import Message, opening_text, view_for_reply
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
 from mrp.play.engine import Sampling
-from mrp.play.lore import Lore, Used
-from mrp.play.memory import Memory, fit, summarise
-from mrp.play.reply import NOT_TEXT, Player, Reply, names_of_others
+from mrp.play.lore import Used
+from mrp.play.memory import Memory
+from mrp.play.recall import Recall
+from mrp.play.reply import NOT_TEXT, Player, Prompt, Reply, names_of_others
 from mrp.play.scene_plan import ScenePlan, Step
+from mrp.play.spoken import names_of_all_but, need_length, spoken
 
 MOST_SILENCES = 2  # in a row end the scene
 
@@ -42,10 +44,7 @@ class Stage:
         self.turns: list[Turn] = []
         self.present = list(plan.participants)
         self.silences: list[str] = []  # who said nothing since the last line
-        self.memories: dict[str, Memory] = {}
-        self.lore: dict[str, Lore] = {}
-        self.lore_used: list[Used] = []  # in the last reply
-        self.memory_fault = ""  # why the last summary is the one before
+        self.recall = Recall(self.cast, plan.lore, plan.memory, plan.seed)
         self.ended = ""  # why, once it has
         self.steps = plan.flat_steps()
         self.step = 0  # the next one
@@ -81,19 +80,33 @@ class Stage:
             self.silences.append(event["silent"])
             self.guarded[event["silent"]] += bool(event.get("guarded"))
         elif "memory" in event:
-            self.memories[event["memory"]] = Memory(event["summary"], event["dropped"])
+            self.recall.remember(event["memory"], Memory(event["summary"], event["dropped"]))
         elif "end" in event:
             self.ended = event["end"]
         if "lore" in event:
-            self._lore_of(event.get("speaker") or event["silent"]).told(event["lore"])
+            self.recall.told(event.get("speaker") or event["silent"], event["lore"])
         self.step = event.get("step", self.step - 1) + 1
 
     def say(self, speaker: str, text: str, **more: Any) -> None:
-        """A line that a person or the script says. Raises `InputError` where the speaker is not there."""
+        """A line that a person or the script says; a person's opens nobody else's turn (`spoken.py`).
+
+        Raises `InputError` where the speaker is not there, or those who hear it have no room for it: what is once said
+        stays in their prompts.
+        """
         self._need(speaker)
+        need_length(text, self.player.options.context_tokens)
         text = NOT_TEXT.sub("", text).strip()
+        if speaker in self.plan.persons:
+            text = spoken(text, names_of_all_but(self.cast, self._everybody(), speaker))
         if not text:
             raise InputError("this line has no text", speaker, "say something, or /skip")
+        for character in self.present:
+            if character != speaker and self.cast.get(character) and character not in self.plan.persons:
+                line = view_for_reply(
+                    [Turn(speaker, text)], self._everybody(), character, self.cast, self.plan.scenario
+                )
+                opening = opening_text(self.cast, self.plan.scenario)
+                self.recall.need_room(self.player, character, line, opening)
         self.happen({"speaker": speaker, "text": text, **more})
 
     def enter(self, speaker: str, **more: Any) -> None:
@@ -118,7 +131,7 @@ class Stage:
             who = self.cast.display_name(character)
             raise InputError(f"{who} still sees everything it heard", "/memory", "wait until old lines are dropped")
         clean = " ".join(NOT_TEXT.sub("", summary).split())
-        self.happen({"memory": character, "summary": clean, "dropped": self.memory(character).dropped})
+        self._keep(character, clean, self.memory(character).dropped)
 
     def _need(self, speaker: str) -> None:
         if speaker not in self.present:
@@ -177,53 +190,48 @@ class Stage:
         If the stream is closed before (Ctrl-C), or the engine fails, nothing was said: going on says it anew.
         """
         self._need(character)
-        ids = self.prompt(character)
+        prompt = self.asked(character)
         seed = random.Random(f"{self.plan.seed}/{len(self.turns)}/{len(self.silences)}").randrange(2**31)
         sampling = replace(Sampling.of(self.player.options), seed=seed)
         others = names_of_others(self.cast, self._everybody(), character)
-        used = self.lore_used
-        reply = Reply(self.player, character, ids, sampling, others)
+        used = self.recall.used
+        reply = Reply(self.player, character, prompt.ids, sampling, others, prompt.messages)
         yield from reply
-        self._count(character, ids, [token.id for token in reply.tokens if token.id is not None])
+        self._count(character, prompt.ids, [token.id for token in reply.tokens if token.id is not None])
         event: dict[str, Any] = {"speaker": character, "text": reply.text} if reply.text else {"silent": character}
         event["tokens"] = len(reply.tokens)
         if reply.guarded:
             event["guarded"] = True
-        if self._lore_of(character).entries:
+        if self.recall.lore(character).entries:
             event["lore"] = {u.place: u.why for u in used}
         self.happen(event | more)
 
     def prompt(self, character: str) -> list[int]:
-        """The ids that ask for the character's next line. May first fold what no longer fits into its memory."""
-        messages = view_for_reply(self.turns, self.plan.participants, character, self.cast, self.plan.scenario)
+        """The ids that ask for the character's next line: those of `asked`."""
+        return self.asked(character).ids
+
+    def asked(self, character: str) -> Prompt:
+        """What asks for the character's next line. May first fold what no longer fits into its memory."""
         opening = opening_text(self.cast, self.plan.scenario)
-        options = self.player.options
-        room = options.context_tokens - options.max_new_tokens
-        self.lore_used = self._choose_lore(character, [line for m in messages[1:] for line in m.text.split("\n")], room)
-        known = self._lore_of(character).note(self.lore_used)
-        while True:
-            memory = self.memory(character)
-            ids, dropped = fit(self.player, messages, memory, room, known, opening)
-            if dropped <= memory.dropped:
-                return ids
-            folded, summary = messages[1 + memory.dropped : 1 + dropped], memory.summary
-            if budget := min(self.plan.memory, room // 4):
-                name = self.cast.display_name(character)
-                summary, self.memory_fault = summarise(self.player, summary, folded, name, budget)
-            self.happen({"memory": character, "summary": summary, "dropped": dropped})
+
+        def view(since: int) -> list[Message]:
+            return self.messages(character, since)
+
+        return self.recall.prompt(self.player, character, view, len(self.turns), opening, self._keep)
+
+    def messages(self, character: str, since: int = 0) -> list[Message]:
+        """What was said while the character was there, from its side; nothing of the turns before `since`."""
+        return view_for_reply(self.turns, self.plan.participants, character, self.cast, self.plan.scenario, since)
+
+    def lore(self, character: str) -> list[Used]:
+        """The lore that the character's next prompt would hold."""
+        return self.recall.active(self.player, character, self.messages(character))
 
     def memory(self, character: str) -> Memory:
-        return self.memories.setdefault(character, Memory())
+        return self.recall.memory(character)
 
-    def _choose_lore(self, character: str, lines: list[str], room: int) -> list[Used]:
-        ids = self.player.template.plain.ids
-        budget = min(self.plan.lore, room // 4)
-        return self._lore_of(character).choose(lines, lambda text: len(ids(text)), budget, self.plan.seed)
-
-    def _lore_of(self, character: str) -> Lore:
-        if character not in self.lore:
-            self.lore[character] = Lore.of(self.cast, character)
-        return self.lore[character]
+    def _keep(self, character: str, summary: str, dropped: int) -> None:
+        self.happen({"memory": character, "summary": summary, "dropped": dropped})
 
     def _everybody(self) -> list[str]:
         return list(dict.fromkeys([*self.plan.participants, *(turn.speaker for turn in self.turns)]))

@@ -34,6 +34,7 @@ class Asked:
     scenario: str | None = None
     seed: int | None = None
     memory: int | None = None
+    lore: int | None = None
 
 
 def play_scene(
@@ -105,7 +106,7 @@ def _nothing_contradicts(asked: Asked, plan: ScenePlan, cast: Cast) -> None:
     if asked.script is not None or asked.with_ is not None:
         flag = "--script" if asked.script is not None else "--with"
         raise InputError("the scene that goes on has its own", flag, f"leave {flag} out, or name a new --out")
-    for name in ("turns", "director", "scenario", "seed", "memory"):
+    for name in ("turns", "director", "scenario", "seed", "memory", "lore"):
         value = getattr(asked, name)
         if value is not None and value != getattr(plan, name):
             what = f"the scene that goes on has {name} {getattr(plan, name)!r}, not {value!r}"

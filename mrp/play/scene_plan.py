@@ -72,7 +72,7 @@ class ScenePlan(StrictModel):
     until: str = ""
     """The scene ends after a line with these words in it."""
     talkativeness: dict[str, float] = {}
-    """How readily each speaks, for the natural director: 0 to 1 and more; 0.5 where nothing is said."""
+    """How readily each speaks, for the natural director: 0 to 1 and more; the cast's where nothing is said."""
     memory: int = Field(128, ge=0)
     """Tokens of the summary of what no longer fits; 0: none is made."""
     lore: int = Field(256, ge=0)

@@ -9,10 +9,11 @@ import io
 import sys
 from typing import Any
 
+from mrp.dialogue import Turn
 from mrp.errors import InputError, MrpError, Stopped, nearest
-from mrp.play.director import choose
+from mrp.play.reply import NOT_TEXT
 from mrp.play.scene import Stage
-from mrp.play.scene_plan import Step
+from mrp.play.scene_steps import due, perform
 from mrp.report import ConsoleReporter, Reporter
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
@@ -22,7 +23,7 @@ COMMANDS = {
     "/enter": "/enter NAME        a character comes in",
     "/leave": "/leave NAME        somebody leaves, and hears no more",
     "/memory": "/memory NAME TEXT  what a character remembers of what it no longer sees; TEXT replaces it",
-    "/lore": "/lore              the lore in the last reply's prompt, and why",
+    "/lore": "/lore NAME         the lore in a character's next prompt, and why; without NAME: in the last prompt",
     "/end": "/end               end the scene",
     "/help": "/help              this list",
 }
@@ -42,8 +43,7 @@ class SceneTerminal:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
         for turn in stage.turns:
-            mark = "comes in" if turn.enters else "leaves"
-            self._show(turn.speaker, turn.text if turn.is_line else mark, turn.is_line)
+            self._show(turn)
         try:
             while not (reason := stage.over()):
                 self._go_on()
@@ -58,44 +58,23 @@ class SceneTerminal:
 
     def _go_on(self) -> None:
         """One step of the script, or one turn."""
-        stage, step = self.stage, self.stage.upcoming()
-        if step is None:
-            self._turn(None, {})
-            return
-        more = {"step": stage.step}
-        if step.speaker:
-            stage.say(step.speaker, step.text, **more)
-            self._show(step.speaker, stage.turns[-1].text)
-        elif step.enter or step.leave:
-            self._comes_or_goes(step, more)
-        else:
-            self._turn(step.next, more)
+        found = due(self.stage)
+        if not found.is_fixed:
+            self._turn(found.who, found.more)
+        elif turn := perform(self.stage, found):
+            self._show(turn)
 
-    def _comes_or_goes(self, step: Step, more: dict[str, int]) -> None:
-        """As the script says, unless a person saw to it before."""
-        stage, who = self.stage, step.enter or step.leave or ""
-        if (who in stage.present) == bool(step.enter):
-            stage.step += 1
-            return
-        (stage.enter if step.enter else stage.leave)(who, **more)
-        self._show(who, "comes in" if step.enter else "leaves", is_line=False)
-
-    def _turn(self, speaker: str | None, more: dict[str, int]) -> None:
-        stage = self.stage
-        if speaker is None:
-            choice = choose(stage)
-            if choice is None:
-                self._take("", self._ask("who speaks? "), more)
-                return
-            speaker = choice.speaker
-        if speaker in stage.plan.persons:
-            self._take(speaker, self._ask(f"{stage.cast.display_name(speaker)}> "), more)
+    def _turn(self, speaker: str, more: dict[str, int]) -> None:
+        if not speaker:
+            self._take("", self._ask("who speaks? "), more)
+        elif speaker in self.stage.plan.persons:
+            self._take(speaker, self._ask(f"{self.stage.cast.display_name(speaker)}> "), more)
         else:
             self._reply(speaker, more)
 
     def _reply(self, character: str, more: dict[str, int]) -> None:
         out, stage = self.out.out, self.stage
-        folded = {name: memory.dropped for name, memory in stage.memories.items()}
+        folded = stage.memory(character).dropped
         self._name(character)
         try:
             for piece in stage.reply(character, **more):
@@ -106,10 +85,10 @@ class SceneTerminal:
         if stage.last_speaker == character and stage.silences:
             self._note("says nothing")
         memory = stage.memory(character)
-        if memory.dropped > folded.get(character, 0):
+        if memory.dropped > folded:
             self._note(f"{memory.dropped} old messages no longer fit; /memory {character} shows what it remembers")
-            if stage.memory_fault:
-                self._note(f"what it remembers is what it was: {stage.memory_fault}")
+            if stage.recall.fault:
+                self._note(f"what it remembers is what it was: {stage.recall.fault}")
 
     # -- a person -------------------------------------------------------------------------------------------------
 
@@ -135,6 +114,8 @@ class SceneTerminal:
                 return  # asked again
             elif speaker:
                 stage.say(speaker, line, **more)
+                if stage.turns[-1].text != NOT_TEXT.sub("", line).strip():
+                    self._note("your line began like somebody else's turn, so its colon became a comma")
             else:
                 self._speak(line, more)
         except MrpError as error:
@@ -161,16 +142,20 @@ class SceneTerminal:
         elif name in ("/enter", "/leave"):
             who = self._who(argument, there=name == "/leave")
             (stage.enter if name == "/enter" else stage.leave)(who)
-            self._show(who, "comes in" if name == "/enter" else "leaves", is_line=False)
+            self._show(stage.turns[-1])
         elif name == "/lore":
-            for used in stage.lore_used:
-                self.out.line(f"{used.place} ({used.why}): {used.entry.text}")
-            if not stage.lore_used:
-                self.out.line("none")
+            self._lore(argument)
         elif name == "/memory":
             self._memory(argument)
         else:
             raise InputError(f"unknown command {name!r}", "the scene", nearest(name, COMMANDS))
+
+    def _lore(self, name: str) -> None:
+        found = self.stage.lore(self._who(name)) if name else self.stage.recall.used
+        for used in found:
+            self.out.line(f"{used.place} ({used.why}): {used.entry.text}")
+        if not found:
+            self.out.line("none")
 
     def _memory(self, argument: str) -> None:
         name, _, text = argument.partition(" ")
@@ -192,12 +177,12 @@ class SceneTerminal:
 
     # -- what is seen ---------------------------------------------------------------------------------------------
 
-    def _show(self, speaker: str, text: str, is_line: bool = True) -> None:
-        if is_line:
-            self._name(speaker)
-            self.out.out.print(text)
+    def _show(self, turn: Turn) -> None:
+        if turn.is_line:
+            self._name(turn.speaker)
+            self.out.out.print(turn.text)
         else:
-            self._note(f"{self.stage.cast.display_name(speaker)} {text}")
+            self._note(f"{self.stage.cast.display_name(turn.speaker)} {'comes in' if turn.enters else 'leaves'}")
 
     def _name(self, speaker: str) -> None:
         ids = [c.id for c in self.stage.cast]

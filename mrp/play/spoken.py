@@ -15,13 +15,23 @@ import re
 from collections.abc import Iterable
 
 from mrp.cast import NEUTRAL_NAME, Cast
+from mrp.errors import InputError
 from mrp.play.reply import NOT_TEXT
 
+MAX_CHARACTERS_PER_TOKEN = 32  # a message longer than that for each token of the context is refused unread
 ROLES = ("system", "user", "assistant", "human", "ai", "bot", "系统", "用户", "助手")
 _BREAK = r"\n\u2028\u2029"
 _BLANK = rf"[^\S{_BREAK}]|[\u200b-\u200f\u2060\ufeff]"  # within a line: no pattern runs over many lines
 _BEFORE = rf"(?P<before>(?:\A|[{_BREAK}])(?:{_BLANK}|[*_>\"'“”‘’「『#\[(-])*)"
 _BETWEEN = rf"(?:{_BLANK}|[*_\"'“”‘’」』\])])*"
+
+
+def need_length(text: str, context_tokens: int) -> None:
+    """Raises `InputError` for a message that no context could hold, before anything reads it."""
+    longest = context_tokens * MAX_CHARACTERS_PER_TOKEN
+    if len(text) > longest:
+        what = f"a message of {len(text):,} characters is too long: {longest:,} are allowed"
+        raise InputError(what, "the message", "say less at once")
 
 
 def spoken(text: str, names: Iterable[str]) -> str:

@@ -18,8 +18,11 @@ from typing import Any
 from mrp.cast import OTHER, PLAIN, Cast, fill_user
 from mrp.errors import InputError, MrpError, nearest
 from mrp.play.chat_commands import run_command
-from mrp.play.conversation import Conversation, Extra
+from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
+from mrp.play.lore import LORE_TOKENS
+from mrp.play.memory import MEMORY_TOKENS
+from mrp.play.recall import Recall
 from mrp.play.reply import NOT_TEXT, Player
 from mrp.play.route import Route, Router
 from mrp.play.transcript import Transcript, scene_row, speaker_name
@@ -32,7 +35,8 @@ AUTO = "auto"
 class TerminalChat:
     """A person and characters at a terminal (or a pipe: one line in, one reply out).
 
-    `as_` None: the first character answers. `folder`: where the chat is kept (None: nowhere).
+    `as_` None: the first character answers. `folder`: where the chat is kept (None: nowhere). `memory` and `lore`: the
+    most tokens of each in a prompt.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class TerminalChat:
         *,
         router: Router | None = None,
         folder: Path | None = None,
-        extra: Extra | None = None,
+        scenario: str = "",
+        memory: int = MEMORY_TOKENS,
+        lore: int = LORE_TOKENS,
     ) -> None:
         self.player, self.seed = player, seed
         self.longest_context = player.options.context_tokens
@@ -55,7 +61,8 @@ class TerminalChat:
         named = None if as_ == AUTO else as_
         self.person = self._person(me, self.find(named) if named is not None else "")
         self.character = self.find(named) if named is not None else self._first()
-        self.chat = Conversation(player, [self.character], self.person, extra=extra)
+        self.recall = Recall(player.cast, lore, memory, seed)
+        self.chat = Conversation(player, [self.character], self.person, scenario.strip(), self.recall)
         self.kept = Transcript(folder) if folder else None
         self.route: Route | None = None  # why the last line was answered by whom
         self.replies = 0
@@ -157,7 +164,7 @@ class TerminalChat:
             sampling = replace(sampling, seed=self.seed + self.replies)
         self.replies += 1
         self.keep()  # who came in to answer, before anything of the answer
-        out, before = self.out.out, len(self.chat.turns)
+        out, before, folded = self.out.out, len(self.chat.turns), self.chat.memory(self.character).dropped
         stream = self.chat.reply(self.character, sampling)
         self.print_name(self.character)
         try:
@@ -175,8 +182,12 @@ class TerminalChat:
             self.note(f"cut off after {sampling.max_new_tokens} tokens; chat.max_new_tokens allows more")
         elif len(self.chat.turns) == before:
             self.note("said nothing; /retry asks again")
-        if self.chat.dropped:
-            self.note(f"the {self.chat.dropped} oldest messages no longer fit into the context")
+        if self.chat.dropped > folded:
+            is_folded = self.recall.memory_tokens and self.chat.memory(self.character).dropped > folded
+            more = f"; /memory {self.character} shows what is remembered of them" if is_folded else ""
+            self.note(f"the {self.chat.dropped} oldest messages no longer fit into the context{more}")
+            if is_folded and self.recall.fault:
+                self.note(f"what is remembered is what it was: {self.recall.fault}")
 
     def keep(self) -> None:
         """Bring the file of the chat up to date. A disk that does not take it is told once; the chat goes on."""

@@ -5,8 +5,9 @@
     load_chat(transcript.path, cast)       # Kept(turns, participants, ...), also from a saved scene
 
 One JSON object a line: {"chat": 1, "participants", "person", "character", "scenario"} when one of them changes; each
-turn as {"speaker", "text"}; {"keep": N} where only the first N turns stay (after /undo, /edit, /retry); and
-{"speaker", "begun"} while a reply is on its way: the sentence that was shown now. Used by `terminal.py`.
+turn as a scene has it; {"keep": N} where only the first N turns stay (after /undo, /edit, /retry); {"memory": WHO,
+"summary", "dropped", "turns"} where the oldest turns no longer fit; and {"speaker", "begun"} while a reply is on its
+way: the sentence that was shown now. Used by `terminal.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import datetime
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ from mrp.dialogue import JsonLine, Scene, Turn, read_json_lines
 from mrp.errors import InputError
 from mrp.files import disk_error
 from mrp.play.conversation import Conversation
+from mrp.play.memory import Memory, of_first_turns
 
 SENTENCE_ENDS = ".!?。！？\n"
 MODEL = "model"  # what the plain model is called on a screen
@@ -38,6 +40,7 @@ class Kept:
     person: str
     character: str
     scenario: str = ""
+    memories: dict[str, list[Memory]] = field(default_factory=dict)
 
 
 class Transcript:
@@ -49,6 +52,7 @@ class Transcript:
         self._file: IO[bytes] | None = None
         self._head: dict[str, Any] = {}
         self._turns: list[Turn] = []
+        self._memories: dict[str, list[Memory]] = {}
         self._begun = ""
 
     def sync(self, chat: Conversation, character: str) -> None:
@@ -65,9 +69,15 @@ class Transcript:
             same += 1
         if same < len(self._turns):
             rows.append({"keep": same})
-        rows += [turn_row(turn) for turn in chat.turns[same:]]
+        rows += [turn.row() for turn in chat.turns[same:]]
+        memories = of_first_turns(self._memories, same)  # those that the file has, read from its beginning
+        for who, known in chat.memories().items():
+            begun = memories.setdefault(who, [])
+            at = next((k for k, memory in enumerate(known) if begun[k : k + 1] != [memory]), len(known))
+            rows += [{"memory": who} | asdict(memory) for memory in known[at:]]
+            begun += known[at:]
         self._write(rows)
-        self._head, self._turns, self._begun = head, list(chat.turns), ""
+        self._head, self._turns, self._memories, self._begun = head, list(chat.turns), memories, ""
 
     def piece(self, speaker: str, text: str) -> None:
         """A piece of a reply was shown; on the disk with the end of its sentence."""
@@ -143,6 +153,7 @@ def _replayed(lines: Sequence[JsonLine], path: Path) -> Kept:
     head: dict[str, Any] = {}
     turns: list[Turn] = []
     begun: list[Turn] = []
+    memories: dict[str, list[Memory]] = {}
     for line in lines:
         try:
             if line.fault:
@@ -152,10 +163,14 @@ def _replayed(lines: Sequence[JsonLine], path: Path) -> Kept:
                 head = row
             elif "keep" in row:
                 turns, begun = turns[: int(row["keep"])], []
+                memories = of_first_turns(memories, len(turns))
+            elif "memory" in row:
+                memory = Memory(str(row["summary"]), int(row["dropped"]), int(row["turns"]))
+                memories.setdefault(row["memory"], []).append(memory)
             elif "begun" in row:
                 begun.append(Turn(str(row["speaker"]), str(row["begun"])))
             else:
-                turns.append(Turn(row["enter"], enters=True) if "enter" in row else Turn(row["speaker"], row["text"]))
+                turns.append(_turn(row))
                 begun = []
         except (ValueError, KeyError, TypeError) as error:
             if line is lines[-1]:
@@ -163,17 +178,20 @@ def _replayed(lines: Sequence[JsonLine], path: Path) -> Kept:
             raise InputError(f"not a line of a chat: {error}", f"{path}:{line.number}", "delete the line") from None
     if begun and (text := "".join(turn.text for turn in begun).strip()):
         turns.append(Turn(begun[0].speaker, text))
-    return Kept(turns, list(head["participants"]), head["person"], head["character"], head.get("scenario", ""))
+    kept = Kept(turns, list(head["participants"]), head["person"], head["character"], head.get("scenario", ""))
+    return replace(kept, memories=memories)
 
 
-def turn_row(turn: Turn) -> dict[str, Any]:
-    """A turn as a scene holds it."""
-    return {"enter": turn.speaker} if turn.enters else {"speaker": turn.speaker, "text": turn.text}
+def _turn(row: dict[str, Any]) -> Turn:
+    """What `Turn.row` wrote."""
+    if "enter" in row or "leave" in row:
+        return Turn(row.get("enter") or row["leave"], enters="enter" in row, leaves="leave" in row)
+    return Turn(row["speaker"], row["text"])
 
 
 def scene_row(scene: Scene) -> dict[str, Any]:
     """A scene as a line of a dialogue file."""
-    row: dict[str, Any] = {"participants": list(scene.participants), "turns": [turn_row(t) for t in scene.turns]}
+    row: dict[str, Any] = {"participants": list(scene.participants), "turns": [turn.row() for turn in scene.turns]}
     return row | ({"scenario": scene.scenario} if scene.scenario else {})
 
 
@@ -182,7 +200,10 @@ def markdown(scene: Scene, cast: Cast | None) -> str:
     parts = [f"*{scene.scenario.strip()}*"] if scene.scenario.strip() else []
     for turn in scene.turns:
         name = speaker_name(cast, turn.speaker)
-        parts.append(f"*{name} comes in.*" if turn.enters else f"**{name}:** " + turn.text.replace("\n", "  \n"))
+        if turn.is_line:
+            parts.append(f"**{name}:** " + turn.text.replace("\n", "  \n"))
+        else:
+            parts.append(f"*{name} {'comes in' if turn.enters else 'leaves'}.*")
     return "\n\n".join(parts) + "\n"
 
 

@@ -5,27 +5,30 @@
     answer = await troupe.areply("And you?", history=answer.history, as_="wukong")
 
 `reply` and `areply` give an `Answer`; `stream` gives the pieces as they come, for `for` and for `async for`. Nothing is
-remembered between calls: what was said before is `history`. Several threads and tasks may ask at once.
+remembered between these calls: what was said before is `history`. Several threads and tasks may ask at once. `scene`
+lets characters play with each other (`live_scene.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from mrp.cast import OTHER, PLAIN
 from mrp.dialogue import Turn
 from mrp.errors import InputError
-from mrp.play.conversation import Conversation, Extra
+from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
+from mrp.play.live_scene import LiveScene, SceneOptions, open_scene
+from mrp.play.recall import Recall
 from mrp.play.reply import Player
 from mrp.play.route import Route, Router
+from mrp.play.threaded import in_thread
 
 AUTO = "auto"
 Said = Turn | tuple[str, str]  # who (an id, name or alias, or somebody else's name), and what
@@ -57,22 +60,9 @@ class Stream:
     def __iter__(self) -> Iterator[str]:
         return self._pieces
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    def __aiter__(self) -> AsyncIterator[str]:
         """The pieces, read in a thread; a task that is cancelled stops the engine at its next token."""
-        try:
-            while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, self._pieces, None))
-                try:
-                    piece = await asyncio.shield(step)
-                except asyncio.CancelledError:
-                    with contextlib.suppress(Exception):
-                        await step  # a generator cannot be closed while it runs
-                    raise
-                if piece is None:
-                    return
-                yield piece
-        finally:
-            self.close()
+        return in_thread(self._pieces)
 
     @property
     def answer(self) -> Answer:
@@ -88,8 +78,8 @@ class Stream:
 class Troupe:
     """The characters of a model. Free the model with `close`, or use it in a `with` block."""
 
-    def __init__(self, player: Player, router: Router | None = None, extra: Extra | None = None) -> None:
-        self.player, self.extra = player, extra
+    def __init__(self, player: Player, router: Router | None = None) -> None:
+        self.player = player
         self.router = router or (Router(player.cast, None, player) if player.cast else None)
 
     @property
@@ -145,15 +135,31 @@ class Troupe:
                 f"{character!r} cannot be you and the one who answers", "me", "choose another `as_` or `me`"
             )
         others = dict.fromkeys(t.speaker for t in turns if t.speaker not in (character, person))
-        chat = Conversation(self.player, [character, *others], person, scenario, self.extra)
+        recall = Recall(self.player.cast, memory_tokens=None, seed=seed)
+        chat = Conversation(self.player, [character, *others], person, scenario, recall)
         for turn in turns:
-            chat.turns.append(turn) if turn.enters else chat.say(turn.text, turn.speaker)
+            chat.say(turn.text, turn.speaker) if turn.is_line else chat.turns.append(turn)
         chat.say(text)
         if not chat.turns[-1].text:
             raise InputError("the message is empty", "text", "write what you say")
         chat.prompt(character)  # what does not fit is told here, and not at the first piece
         sampling = sampling or Sampling.of(self.player.options)
         return Stream(chat, character, route, sampling if seed is None else replace(sampling, seed=seed))
+
+    def scene(
+        self,
+        *characters: str,
+        script: str | PathLike[str] | None = None,
+        out: str | PathLike[str] | None = None,
+        **options: Unpack[SceneOptions],
+    ) -> LiveScene:
+        """A scene of `characters` (nobody named: the script's, else the whole cast), which iterating plays.
+
+        `script`: a YAML file (docs/scenes.md); `options`: its keys, which win. `out`: a file that keeps each turn as it
+        happens, and goes on where it stopped if it is there. Raises `InputError` or `ManyFaults` with every fault.
+        """
+        paths = [Path(path) if path is not None else None for path in (script, out)]
+        return open_scene(self.player, characters, paths[0], paths[1], **options)
 
     def route(self, text: str, current: str | None = None) -> Route:
         """Who would answer `text`, how sure that is, and why; `current` answered last."""

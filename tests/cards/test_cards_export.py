@@ -139,6 +139,7 @@ CHANGES = st.fixed_dictionaries(
         "greeting": PLAIN,
         "scenario": PLAIN,
         "alternate_greetings": st.lists(PLAIN.filter(bool), max_size=2),
+        "talkativeness": st.sampled_from([0.0, 0.25, 0.5, 1.0]),
         "lore": st.lists(LORE | st.sampled_from(LIKE_THE_CARDS), max_size=3),
     },
 )

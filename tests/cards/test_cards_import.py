@@ -67,6 +67,14 @@ def test_a_card_becomes_a_character_with_all_it_says(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("written", "taken"), [(0.8, 0.8), ("0.25", 0.25), (0, 0.0), (7, 0.5), ("nan", 0.5), ("much", 0.5), (None, 0.5)]
+)
+def test_talkativeness_is_taken_where_it_is_a_share(written: object, taken: float) -> None:
+    value = {**V2, "data": {**V2["data"], "extensions": {"talkativeness": written}}}
+    assert draft_of(parse_card(json.dumps(value).encode(), "ada.json")).talkativeness == taken
+
+
 def test_data_build_takes_the_example_scenes(tmp_path: Path) -> None:
     import_cards([write_png(tmp_path / "x.png", V2)], tmp_path / "cast.yaml")
     (tmp_path / "mrp.yaml").write_text("cast: cast.yaml\n", encoding="utf-8")

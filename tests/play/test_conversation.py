@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from scripted import CAST, END, TEMPLATE, prompt_text, scripted
+from scripted import CAST, END, TEMPLATE, ScriptedPlayer, prompt_text, scripted
 from shapes import SHAPES, Shape
 
 from mrp.cast import OTHER, Cast
 from mrp.data.samples import Sample
 from mrp.dialogue import Turn
 from mrp.errors import InputError
+from mrp.lore import LoreEntry
 from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
+from mrp.play.memory import Memory
+from mrp.play.recall import Recall
 from mrp.render import ChatTemplate, render_sample
 
 
@@ -252,46 +257,192 @@ def test_a_casts_scenario_stands_below_the_persona() -> None:
 # -- what is told beside, and what has no room ---------------------------------------------------------------------
 
 
-def test_extra_text_stands_behind_the_last_message_and_is_never_dropped() -> None:
-    player = scripted(CAST, *["Aye."] * 9, context_tokens=220, max_new_tokens=20)
-    told = lambda character, turns: f"{character} knows: {turns[-1].text if turns else ''} is a lie."  # noqa: E731
-    chat = Conversation(player, ["wukong"], extra=told)
+def known(**entry: object) -> Cast:
+    """The cast, and what Sun Wukong knows."""
+    lore = [LoreEntry.model_validate({"keys": [], "constant": True} | entry)]
+    monkey = CAST.characters[0].model_copy(update={"lore": lore})
+    return CAST.model_copy(update={"characters": [monkey, *CAST.characters[1:]]})
+
+
+def recalling(player: ScriptedPlayer, characters: tuple[str, ...] = ("wukong",), **more: int | None) -> Conversation:
+    return Conversation(player, list(characters), recall=Recall(player.cast, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("memory", [0, None])
+def test_lore_stands_behind_the_last_message_and_is_never_dropped(memory: int | None) -> None:
+    player = scripted(known(text="It is heavy."), *["Aye."] * 9, context_tokens=260, max_new_tokens=20)
+    chat = recalling(player, memory_tokens=memory)
     for number in range(9):
         chat.say(f"Line {number} is here.")
         list(chat.reply("wukong"))
         assert asked(prompt_text(player)).endswith(
-            f"[user\nLine {number} is here.\n\n[wukong knows: Line {number} is here. is a lie.]][assistant\n"
+            f"[user\nLine {number} is here.\n\n[Known to Sun Wukong: It is heavy.]][assistant\n"
         )
         assert "proud and quick" in prompt_text(player)
-    assert chat.dropped and prompt_text(player).count("knows") == 1
-    assert all("knows" not in turn.text for turn in chat.turns)
+    assert chat.dropped and prompt_text(player).count("heavy") == 1
+    assert all("heavy" not in turn.text for turn in chat.turns)
+
+
+def test_lore_is_the_characters_own() -> None:
+    player = scripted(known(text="It is heavy."), "Aye.", "No.")
+    chat = recalling(player, ("wukong", "bajie"))
+    chat.say("Well?")
+    for character in ("wukong", "bajie"):
+        list(chat.reply(character))
+    assert "heavy" in prompt_text(player, 0) and "heavy" not in prompt_text(player, 1)
+    assert [used.place for used in chat.lore("wukong")] == ["wukong.lore[0]"] and chat.lore("bajie") == []
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=str)
 @pytest.mark.parametrize(("lines", "told"), [([], 1), (["wukong"], 0), ([OTHER], 1), ([OTHER, "wukong"], 0)])
-def test_extra_text_reaches_the_model_unless_a_line_goes_on(shape: Shape, lines: list[str], told: int) -> None:
+def test_lore_reaches_the_model_unless_a_line_goes_on(shape: Shape, lines: list[str], told: int) -> None:
     template = ChatTemplate(shape.tokenizer())
-    chat = Conversation(scripted(CAST, template=template), ["wukong"], extra=lambda *_: "Rain falls.")
+    chat = recalling(scripted(known(text="Rain falls."), template=template))
     for number, who in enumerate(lines):
         chat.say(f"Line {number}.", who)
     text = template.tokenizer.decode(chat.prompt("wukong"))
-    assert text.count("[Rain falls.]") == told and all(f"Line {n}." in text for n in range(len(lines)))
+    assert text.count("Rain falls.]") == told and all(f"Line {n}." in text for n in range(len(lines)))
 
 
-@pytest.mark.parametrize(
-    ("persona", "lore", "message", "cut"),
-    [(60, 5, 5, "the persona"), (5, 60, 5, "the lore"), (5, 5, 60, "the last message")],
-)
-def test_a_context_too_small_says_what_to_cut(persona: int, lore: int, message: int, cut: str) -> None:
-    monkey = CAST.characters[0].model_copy(update={"persona": "proud " * persona})
-    cast = CAST.model_copy(update={"characters": [monkey, *CAST.characters[1:]]})
-    player = scripted(cast, context_tokens=64, max_new_tokens=10)
-    chat = Conversation(player, ["wukong"], extra=lambda *_: "known " * lore)
+def test_lore_that_stays_rests_anew_where_the_reply_that_it_came_up_in_is_taken_back() -> None:
+    chat = recalling(scripted(known(keys=["staff"], constant=False, sticky=1, text="Heavy.", scan_depth=1), *"abcdef"))
+
+    def told() -> list[str]:
+        return [used.why for used in chat.lore("wukong")]
+
+    chat.say("Your staff?")
+    assert told() == ["staff"]
+    list(chat.reply("wukong"))
+    assert told() == ["sticky"]
+    chat.say("And now?")
+    list(chat.reply("wukong"))
+    assert told() == []
+    del chat.turns[2:]  # "And now?" and its reply were taken back: one more reply is told
+    assert told() == ["sticky"]
+    del chat.turns[:]
+    assert told() == []
+
+
+LONG = "We walk on and on, and the road does not end before the night falls."
+
+
+def talked(turns: int, *summaries: str, memory: int = 30) -> Conversation:
+    """A chat whose prompt had to leave out old messages; the engine answers a request for a summary with the next."""
+    player = scripted(CAST, context_tokens=400, max_new_tokens=40)
+    engine, left = player.engine, list(summaries)
+
+    class Replies(list[list[int]]):
+        def __getitem__(self, k: Any) -> Any:
+            asks = "Write the summary alone" in str(player.tokenizer.decode(engine.prompts[k]))
+            return player.template.plain.ids(left.pop(0) if asks else LONG, "")
+
+    engine.replies = Replies()
+    chat = recalling(player, memory_tokens=memory)
+    for number in range(turns):
+        chat.say(f"Question {number}?")
+        list(chat.reply("wukong"))
+    return chat
+
+
+def test_what_no_longer_fits_is_summed_up_and_can_be_told_anew() -> None:
+    chat = talked(10, *["They walked."] * 9)
+    memory = chat.memory("wukong")
+    assert memory.summary == "They walked." and memory.dropped and chat.memory("bajie").dropped == 0
+    text = str(chat.player.tokenizer.decode(chat.prompt("wukong")))
+    assert "[Earlier: They walked.]" in text and "Question 0?" not in text
+    chat.remember("wukong", " I owe\nthem a peach.\x07 ")
+    assert "[Earlier: I owe them a peach.]" in str(chat.player.tokenizer.decode(chat.prompt("wukong")))
+    player, asks = chat.player, len(chat.recall.memories["wukong"])  # type: ignore[union-attr]
+    while len(chat.recall.memories["wukong"]) == asks:  # type: ignore[union-attr]
+        chat.say("What do you owe?")
+        list(chat.reply("wukong"))
+    assert isinstance(player, ScriptedPlayer)
+    (folding,) = [
+        text
+        for k in range(len(player.engine.prompts))
+        if "I owe them" in (text := prompt_text(player, k)) and "Write the summary" in text
+    ]
+    assert "Notes so far:\nI owe them a peach." in folding
+    with pytest.raises(InputError, match="Zhu Bajie still sees everything"):
+        chat.remember("bajie", "Nothing.")
+
+
+def test_what_was_folded_is_exactly_the_turns_that_the_memory_counts() -> None:
+    chat = talked(12, *["They walked."] * 9)
+    memory = chat.memory("wukong")
+    folded, shown = chat.turns[: memory.turns], chat.turns[memory.turns :]
+    text = str(chat.player.tokenizer.decode(chat.prompt("wukong")))
+    assert folded and shown and len(folded) == memory.dropped  # here each turn is a message
+    assert all(turn.text not in text for turn in folded if turn.speaker == OTHER)
+    assert all(turn.text in text for turn in shown)
+
+
+def test_a_memory_goes_with_the_turns_that_it_is_of_and_not_before() -> None:
+    chat = talked(14, "First.", "Second.", "Third.", "Fourth.")
+    first, *_, last = known = list(chat.recall.memories["wukong"])  # type: ignore[union-attr]
+    assert len(known) > 1 and first.turns < last.turns
+    chat.remember("wukong", "My own words.")
+    del chat.turns[last.turns :]
+    assert chat.memory("wukong").summary == "My own words."
+    del chat.turns[last.turns - 1 :]
+    assert chat.memory("wukong") == known[-2]
+    del chat.turns[first.turns - 1 :]
+    assert chat.memory("wukong") == Memory()
+
+
+@pytest.mark.parametrize(("persona", "message", "cut"), [(90, 5, "the persona"), (5, 90, "the last message")])
+@pytest.mark.parametrize("memory", [0, None])
+def test_a_context_too_small_says_what_to_cut(persona: int, message: int, cut: str, memory: int | None) -> None:
+    cast = known(text="known")
+    monkey = cast.characters[0].model_copy(update={"persona": "proud " * persona})
+    cast = cast.model_copy(update={"characters": [monkey, *CAST.characters[1:]]})
+    player = scripted(cast, context_tokens=170, max_new_tokens=10)
+    chat = recalling(player, memory_tokens=memory)
     chat.say("word " * message)
     with pytest.raises(InputError) as caught:
         chat.prompt("wukong")
-    assert caught.value.fix.startswith(f"cut {cut};") and "only 54 are allowed" in caught.value.what
+    assert "only 160 are allowed" in caught.value.what and caught.value.fix.startswith(f"cut {cut};")
     assert "the persona" in caught.value.what and "the lore" in caught.value.what
+
+
+@pytest.mark.parametrize("memory", [30, 0, None])
+def test_who_was_silent_for_long_answers_to_as_many_of_the_newest_lines_as_fit(memory: int | None) -> None:
+    """All that was said since a character's last line is one message, which may be longer than the context."""
+    replies = ["They walked.", "Buns!"] if memory else ["Buns!"]
+    player = scripted(CAST, *replies, context_tokens=300, max_new_tokens=40)
+    chat = recalling(player, ("wukong", "bajie"), memory_tokens=memory)
+    chat.say("Hello, Old Pig.")
+    chat.say("Oof.", "bajie")
+    for number in range(20):
+        chat.say(f"Question {number}?")
+        chat.say(f"Answer {number}.\nNo more.", "wukong")
+    chat.say("Pigsy, are you there?")
+    assert "".join(chat.reply("bajie")) == "Buns!"
+    shown = prompt_text(player)
+    assert len(player.engine.prompts[-1]) <= 260 and "always hungry" in shown and chat.dropped > 2
+    first = next(n for n in range(20) if f"Question {n}?" in shown)
+    assert 0 < first < 20 and "Someone: Question 0?" not in shown and "Oof." not in shown
+    start = "[Earlier: They walked.]\n\n" if memory else ""
+    begins = (
+        f"[user\n{start}Someone: Question {first}?\n",
+        f"[user\n{start}Sun Wukong: Answer {first - 1}.\nNo more.\n",
+    )
+    assert any(text in asked(shown) for text in begins), "a line that is shown has no name"
+    assert asked(shown).endswith("Sun Wukong: Answer 19.\nNo more.\nSomeone: Pigsy, are you there?][assistant\n")
+    assert chat.memory("bajie").dropped == (0 if memory is None else 2)
+
+
+def test_a_last_line_without_room_is_refused_and_nothing_is_forgotten_for_it() -> None:
+    player = scripted(CAST, context_tokens=170, max_new_tokens=10)
+    chat = recalling(player, ("wukong", "bajie"))
+    for number in range(9):
+        chat.say(f"Question {number}?")
+        chat.say("Oof.", "bajie" if number < 2 else "wukong")
+    chat.say("word " * 100)
+    with pytest.raises(InputError) as caught:
+        chat.prompt("bajie")
+    assert caught.value.fix.startswith("cut the last message;")
+    assert chat.memory("bajie") == Memory() and not player.engine.prompts
 
 
 def test_a_message_of_a_megabyte_is_refused_at_once() -> None:

@@ -61,6 +61,26 @@ def test_natural_draws_by_talkativeness_never_the_last_speaker_and_the_same_for_
     assert counts["wukong"] > 2 * counts["bajie"] > 0
 
 
+def test_a_characters_own_talkativeness_counts_unless_the_scene_says_another() -> None:
+    own = {"wukong": 1.0, "bajie": 0.0}
+    cast = CAST.model_copy(
+        update={"characters": [c.model_copy(update={"talkativeness": own.get(c.id, 0.5)}) for c in CAST.characters]}
+    )
+
+    def drawn(**plan: Any) -> set[str]:
+        chosen = set()
+        for seed in range(30):
+            stage = Stage(scripted(cast), ScenePlan(participants=ALL, seed=seed, **plan))
+            stage.say("tang", "Hm.")
+            choice = choose(stage)
+            assert choice is not None
+            chosen.add(choice.speaker)
+        return chosen
+
+    assert drawn() == {"wukong"}
+    assert drawn(talkativeness={"bajie": 0.9, "wukong": 0.0}) == {"bajie"}
+
+
 def test_talkativeness_of_nobody_is_no_fault() -> None:
     stage = stage_after(Turn("tang", "Hm."), talkativeness=dict.fromkeys(ALL, 0.0))
     choice = choose(stage)

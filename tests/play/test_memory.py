@@ -18,35 +18,37 @@ def talk(exchanges: int) -> list[Message]:
 
 
 def test_nothing_goes_while_all_of_it_fits() -> None:
-    ids, dropped = fit(scripted(CAST), talk(4), Memory(), 2000)
-    assert (ids, dropped) == (TEMPLATE.prompt(talk(4)), 0)
+    prompt = fit(scripted(CAST), talk(4), Memory(), 2000)
+    assert (prompt.ids, prompt.dropped) == (TEMPLATE.prompt(talk(4)), 0)
 
 
 def test_what_goes_leaves_half_of_the_room_and_stays_gone() -> None:
     player, messages = scripted(CAST), talk(12)
     limit = len(TEMPLATE.prompt(messages)) - 1
-    ids, dropped = fit(player, messages, Memory(), limit)
+    prompt = fit(player, messages, Memory(), limit)
+    ids, dropped = prompt.ids, prompt.dropped
     fixed = len(TEMPLATE.prompt([HEAD]))
     assert dropped > 2 and messages[1 + dropped].role == "user"
     assert len(ids) <= fixed + (limit - fixed) // 2
     longer = [*messages, Message("assistant", "Now."), Message("user", "So?")]
-    after, still = fit(player, longer, Memory(dropped=dropped), limit)
-    assert still == dropped
-    assert after[: len(ids)] == ids
+    after = fit(player, longer, Memory(dropped=dropped), limit)
+    assert after.dropped == dropped
+    assert after.ids[: len(ids)] == ids
 
 
 def test_the_summary_stands_where_messages_went() -> None:
     player = scripted(CAST)
-    ids, _ = fit(player, talk(12), Memory("They talked.", 20), 2000)
-    text = str(TEMPLATE.tokenizer.decode(ids))
+    prompt = fit(player, talk(12), Memory("They talked.", 20), 2000)
+    text = str(TEMPLATE.tokenizer.decode(prompt.ids))
     assert text.index("You are Sun Wukong.") < text.index("[Earlier: They talked.]") < text.index("Question 10?")
     assert "Question 9?" not in text
 
 
 def test_what_cannot_fit_says_what_to_cut() -> None:
-    with pytest.raises(InputError, match="memory, lore and the last message need") as caught:
-        fit(scripted(CAST), talk(1), Memory(), 10)
-    assert "shorten" in caught.value.fix
+    with pytest.raises(InputError, match="the context is too small") as caught:
+        fit(scripted(CAST), talk(1), Memory("They talked. " * 20, 2), 10, known="He is heavy.")
+    assert caught.value.fix.startswith("cut the memory;")
+    assert all(part in caught.value.what for part in ("the persona", "the lore", "the last message"))
 
 
 def test_the_model_sums_up_as_itself_and_greedily() -> None:

@@ -16,10 +16,11 @@ import pytest
 from rich.console import Console
 from scripted import CAST, ScriptedPlayer, prompt_text, scripted
 
-from mrp.cast import OTHER
+from mrp.cast import OTHER, Cast
 from mrp.data.read import read_dialogues
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
+from mrp.lore import LoreEntry
 from mrp.play.chat_commands import COMMANDS
 from mrp.play.terminal import TerminalChat
 from mrp.play.transcript import latest_chat, load_chat
@@ -431,10 +432,86 @@ def test_another_greeting_before_the_first_line() -> None:
     assert "no greeting '9'" in session.err and "begun already" in session.err
 
 
-def test_lore_shows_what_the_prompt_holds() -> None:
-    session = Session(scripted(CAST), "/lore", extra=lambda who, turns: f"{who} has heard {len(turns)} lines.")
-    assert session.out[-1] == "wukong has heard 1 lines."
-    assert Session(scripted(CAST), "/lore").out[-1] == "Sun Wukong is told nothing beside the persona now."
+def knowing() -> Cast:
+    """The cast, where Sun Wukong knows of his staff and Zhu Bajie of buns."""
+    lore = {
+        "wukong": [
+            LoreEntry(keys=["staff"], text="It is heavy."),
+            LoreEntry(keys=["staff"], text="long " * 90, order=1),
+        ],
+        "bajie": [LoreEntry(keys=[], constant=True, text="One bun is left.")],
+    }
+    found = [c.model_copy(update={"lore": lore.get(c.id, [])}) for c in CAST.characters]
+    return CAST.model_copy(update={"characters": found})
+
+
+def test_lore_shows_what_the_next_prompt_holds_and_why() -> None:
+    player = scripted(knowing(), "Ha!", "A good staff.")
+    session = Session(player, "/lore", "Hm.", "Your staff?", "/lore", "/lore Pigsy", "/lore Wukon", lore=40)
+    assert session.out[2] == "Sun Wukong is told nothing beside the persona now."
+    shown = session.out[session.out.index("Sun Wukong: A good staff.") + 1 :]
+    assert shown == [
+        "wukong.lore[0] (staff): It is heavy.",
+        "left out, as 40 tokens at most are told (--lore): wukong.lore[1]",
+        "bajie.lore[0] (always): One bun is left.",
+    ]
+    assert "Known to Sun Wukong: It is heavy." in prompt_text(player) and "heavy" not in prompt_text(player, 0)
+    assert "did you mean 'wukong'" in session.err
+
+
+def long_chat(*after: str, folder: Path | None = None, **more: Any) -> Session:
+    """A chat in which old messages no longer fit; where a summary is asked for, the engine writes one."""
+    player = scripted(CAST, context_tokens=400, max_new_tokens=40)
+    engine, line = player.engine, "We walk on and on, and the road does not end before the night falls."
+
+    class Replies(list[list[int]]):
+        def __getitem__(self, k: Any) -> Any:
+            asks = "Write the summary alone" in str(player.tokenizer.decode(engine.prompts[k]))
+            return player.template.plain.ids("They walked." if asks else line, "")
+
+    engine.replies = Replies()
+    return Session(player, *[f"Question {k}?" for k in range(10)], *after, folder=folder, **more)
+
+
+def test_memory_is_told_shown_and_replaced() -> None:
+    session = long_chat(
+        "/memory", "/memory Monkey King I owe a peach.", "/retry", "/memory wukong", "/memory Pig x", "/memory bajie x"
+    )
+    (told, *_) = [line for line in session.out if "no longer fit" in line]
+    assert told.endswith("; /memory wukong shows what is remembered of them)")
+    memories = [line for line in session.out if "messages dropped" in line]
+    assert memories[0].endswith("dropped) They walked.") and memories[1].endswith("dropped) I owe a peach.")
+    assert memories[2] == memories[1], "/retry took the person's words away"
+    assert "[Earlier: I owe a peach.]" in prompt_text(session.player)
+    assert "did you mean 'Pigsy'" in session.err and "Zhu Bajie still sees everything" in session.err
+
+
+def test_without_a_memory_nothing_is_summed_up() -> None:
+    session = long_chat("/memory", memory=0)
+    assert any(line.endswith("oldest messages no longer fit into the context)") for line in session.out)
+    assert session.out[-1].endswith("messages dropped) nothing")
+    assert all(
+        "Write the summary" not in prompt_text(session.player, k) for k in range(len(session.player.engine.prompts))
+    )
+
+
+def test_a_memory_is_kept_with_the_chat(tmp_path: Path) -> None:
+    long_chat("/memory wukong I owe a peach.", folder=tmp_path)
+    kept = latest_chat(tmp_path)
+    assert kept is not None
+    (last,) = load_chat(kept, CAST).memories["wukong"][-1:]
+    assert last.summary == "I owe a peach." and 0 < last.turns <= len(load_chat(kept, CAST).turns)
+    player = scripted(CAST, "Aye.", context_tokens=400, max_new_tokens=40)
+    again = Session(player, f"/load {kept}", "/memory", "And?")
+    assert any(line.endswith("dropped) I owe a peach.") for line in again.out)
+    assert "[Earlier: I owe a peach.]" in prompt_text(player, 0)
+
+
+def test_a_memory_of_what_was_taken_back_is_not_loaded(tmp_path: Path) -> None:
+    long_chat(*["/undo"] * 10, "Hello.", folder=tmp_path)
+    kept = latest_chat(tmp_path)
+    assert kept is not None and '"memory"' in kept.read_text(encoding="utf-8")
+    assert not any(load_chat(kept, CAST).memories.values())
 
 
 def test_set_changes_how_the_next_reply_is_sampled() -> None:

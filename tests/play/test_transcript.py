@@ -17,7 +17,7 @@ from mrp.cast import OTHER, PLAIN
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError, MrpError
 from mrp.play.conversation import Conversation
-from mrp.play.transcript import Transcript, latest_chat, load_chat, markdown
+from mrp.play.transcript import Transcript, latest_chat, load_chat, markdown, scene_row
 
 
 @pytest.fixture
@@ -184,3 +184,16 @@ def test_markdown_shows_who_said_what() -> None:
         "*At the inn.*\n\n*Zhu Bajie comes in.*\n\n**Someone:** Hi\n\n"
         "**Zhu Bajie:** Buns!  \nMore.\n\n**model:** Hello\n"
     )
+
+
+def test_who_comes_and_who_leaves_is_kept_as_in_a_scene(chat: Conversation, tmp_path: Path) -> None:
+    chat.turns += [Turn("bajie", enters=True), Turn("bajie", "Food?"), Turn("bajie", leaves=True), Turn("Bob", "Gone.")]
+    transcript = Transcript(tmp_path)
+    transcript.sync(chat, "wukong")
+    rows = [json.loads(line) for line in path_of(transcript).read_text(encoding="utf-8").splitlines()]
+    assert rows[1:] == [turn.row() for turn in chat.turns]
+    assert load_chat(path_of(transcript), CAST).turns == chat.turns
+    shown = markdown(chat.scene("s"), CAST)
+    assert "*Zhu Bajie comes in.*" in shown and "*Zhu Bajie leaves.*" in shown
+    (tmp_path / "saved.jsonl").write_text(json.dumps(scene_row(chat.scene("s"))) + "\n", encoding="utf-8", newline="\n")
+    assert load_chat(tmp_path / "saved.jsonl", CAST).turns == chat.turns

@@ -27,17 +27,22 @@ from mrp.play.troupe import Troupe
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
-def test_the_examples_of_the_page_run(tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_the_page_run(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
     options = {"chat.max_new_tokens": "6", "chat.context_tokens": "256"}
     given = f"mrp.load({str(tiny_base)!r}, cast={str(tmp_path / 'cast.yaml')!r}, options={options!r})"
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(examples) >= 8
+    assert len(examples) >= 16
     names: dict[str, Any] = {"mrp": mrp, "asyncio": asyncio, "Sampling": Sampling}
     for example in examples:
         exec(compile(example.replace('mrp.load("runs/pilgrims")', given), str(PAGE), "exec"), names)
     assert [a.character for a in asyncio.run(names["ask_both"]())] == ["wukong", "bajie"]
     assert "".join(asyncio.run(names["tell"]())) and capsys.readouterr().out
+    assert asyncio.run(names["play"]()) and "".join(asyncio.run(names["play_slowly"]()))
+    assert names["before"] and names["after"] and (tmp_path / "inn.scene.jsonl").is_file()
     assert isinstance(names["troupe"], mrp.Troupe) and names["route"].character == "bajie"
     names["troupe"].close()
 
