@@ -25,7 +25,7 @@ from mrp.errors import MrpError
 from mrp.models.load import Hardware
 from mrp.plan.chat import PIECE
 from mrp.play.engine import Request, Token
-from mrp.play.kv import KeysValues, Row, RowsReader
+from mrp.play.kv import GROWTH, KeysValues, Row, RowsReader
 from mrp.play.parked import Parked
 from mrp.play.sampling import Drawing, choose_tokens
 
@@ -119,7 +119,7 @@ class TransformersEngine:
         if not ids:
             raise MrpError("nothing can follow an empty prompt", "ids", "give at least one token")
         voice = self._known(voice)
-        with self._alone(), _memory_errors():
+        with self._alone(), _known_errors():
             if self._reader is None:
                 return [self._score_whole(ids, tail, voice) for tail in continuations]
             found: list[list[float]] = self._retry(lambda: self._score(ids, continuations, voice))
@@ -212,18 +212,11 @@ class TransformersEngine:
 
     def _guarded(self, streams: list[_Stream], work: Callable[[], None]) -> None:
         try:
-            with _memory_errors():
+            with _known_errors():
                 self._retry(work)
-        except Exception as error:
-            known = (
-                error
-                if isinstance(error, MrpError)
-                else MrpError(
-                    f"the model failed in the middle of a reply: {type(error).__name__}: {error}", "", "ask again"
-                )
-            )
+        except MrpError as error:
             for stream in streams:
-                stream.error, stream.over = known, True
+                stream.error, stream.over = error, True
 
     def _retry(self, work: Callable[[], Any]) -> Any:
         """Do it; if memory is short, once more without what is parked (nothing that was read is lost in between)."""
@@ -243,11 +236,12 @@ class TransformersEngine:
         assert kept is not None
         piece = stream.unread if self._reader is None else stream.unread[:PIECE]
         logits = self._logits([stream], [piece])
-        kept.ids += piece
-        stream.unread = stream.unread[len(piece) :]
         self.stats.computed += len(piece)
-        if not stream.unread:
+        if len(piece) == len(stream.unread):
             self._say([stream], logits)
+        else:
+            kept.ids += piece
+            stream.unread = stream.unread[len(piece) :]
 
     def _begin(self, stream: _Stream) -> None:
         ids, voice = list(stream.request.ids), self._known(stream.request.voice)
@@ -260,15 +254,14 @@ class TransformersEngine:
         stream.unread = ids[len(stream.kept.ids) :]
 
     def _speak(self, speaking: list[_Stream]) -> None:
-        logits = self._logits(speaking, [stream.unread for stream in speaking])
-        for stream in speaking:
-            assert stream.kept is not None
-            stream.kept.ids += stream.unread
-        self._say(speaking, logits)
+        self._say(speaking, self._logits(speaking, [stream.unread for stream in speaking]))
 
     def _say(self, streams: list[_Stream], logits: torch.Tensor) -> None:
+        """Give each stream the token that follows what it had unread, which now counts as read: not before, so that a
+        step broken off by Ctrl-C is made again by whoever waits for it."""
         for stream, token in zip(streams, choose_tokens(logits, [s.drawing for s in streams]), strict=True):
-            assert token.id is not None
+            assert token.id is not None and stream.kept is not None
+            stream.kept.ids += stream.unread
             stream.unread, stream.left = [token.id], stream.left - 1
             if token.id in stream.stops:
                 stream.over = True
@@ -374,7 +367,7 @@ class TransformersEngine:
 
     def _has_room(self, stream: _Stream) -> bool:
         """Whether a prompt can be kept beside those that are at work; if not, it waits until one of them ends."""
-        tokens = len(stream.request.ids) + min(stream.left, ROOM)
+        tokens = max(len(stream.request.ids) + min(stream.left, ROOM), GROWTH)
         return self._bytes_in_use() + int(tokens * self._bytes_each) <= self._parked.limit
 
     def _bytes_in_use(self) -> int:
@@ -405,9 +398,15 @@ def _free_bytes(on: Hardware) -> int:
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def _known_errors() -> Iterator[None]:
+    """Whatever a model does wrong, as an `MrpError`."""
     try:
         yield
+    except MrpError:
+        raise
     except torch.OutOfMemoryError as error:
         fix = "lower chat.context_tokens, take --bits 4, or have fewer chats at once"
         raise MrpError("the GPU's memory is full", str(error).partition("\n")[0][:200], fix) from error
+    except Exception as error:
+        what = f"the model failed in the middle of its work: {type(error).__name__}: {error}"
+        raise MrpError(what, "", "ask again") from error
