@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mrp.command_line import HERE, RUN, SET, command, load, settings_given
+from mrp.command_line import BITS, HERE, RUN, SET, command, load, settings_given
 from mrp.errors import InputError
 from mrp.report import Reporter
 
@@ -191,12 +191,13 @@ def plan(
     target: Annotated[str, typer.Argument(metavar="RUN|PRESET", help="A run file, a run folder, or a preset.")] = ".",
     for_: Annotated[str, typer.Option("--for", help="train or chat.")] = "train",
     gpu_memory: Annotated[str | None, typer.Option(help="What must suffice, such as 8GiB; a plan is made.")] = None,
+    chats: Annotated[int, typer.Option(min=1, help="At once, or a scene's characters (--for chat).")] = 1,
     set_: SET = None,
 ) -> Any:
     """Predict a run's GPU memory by parts, and choose options that fit a GPU."""
     from mrp.plan.command import plan_command
 
-    return plan_command(target, for_, gpu_memory, settings_given(set_), report)
+    return plan_command(target, for_, gpu_memory, settings_given(set_), report, chats)
 
 
 @command(app, "train")
@@ -360,11 +361,11 @@ def chat_command(
         int, typer.Option(metavar="N", min=0, help="Tokens of each one's summary of what no longer fits.")
     ] = 128,
     lore: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of lore in a prompt.")] = 256,
-    bits: Annotated[str, typer.Option(metavar="auto|16|8|4", help="Of the weights; auto: as the GPU allows.")] = "auto",
     base_url: Annotated[
         str | None, typer.Option("--base-url", metavar="URL", help="A server with the model, instead of loading it.")
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Which of the server's models.")] = None,
+    bits: BITS = "auto",
     set_: SET = None,
 ) -> Any:
     """Talk with the characters. /help in the chat lists what else you can do."""
@@ -413,13 +414,14 @@ def eval_command(
     both_languages: Annotated[bool, typer.Option("--both-languages", help="Ask in English and Chinese.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal reports.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Replies asked for at once.")] = 8,
+    bits: BITS = "auto",
     set_: SET = None,
 ) -> Any:
     """Measure who the model plays, how well, and what it forgot, beside the base with the persona prompt alone."""
     from mrp.evaluate.command import eval_command
 
     counts = {"full": full, "replies": replies, "lines": lines, "only": only or ()}
-    more = {"both_languages": both_languages, "seed": seed, "threads": threads}
+    more = {"both_languages": both_languages, "seed": seed, "threads": threads, "bits": bits}
     return eval_command(run, settings_given(set_), report, **counts, **more)
 
 
@@ -447,6 +449,7 @@ def serve_command(
     drain: Annotated[int, typer.Option(min=0, help="Seconds to finish replies when stopped.")] = 30,
     base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
+    bits: BITS = "auto",
     set_: SET = None,
 ) -> Any:
     """Serve the characters as models of an OpenAI-compatible API."""
@@ -467,6 +470,7 @@ def serve_command(
         requests_per_minute=rate,
         timeout_s=timeout,
         drain_s=drain,
+        bits=bits,
     )
     return serve_command(run, flags, base, cast, settings_given(set_), report)
 
@@ -522,6 +526,7 @@ def scene_command(
         str | None, typer.Option("--base-url", metavar="URL", help="A server with the model, instead of loading it.")
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Which of the server's models.")] = None,
+    bits: BITS = "auto",
     set_: SET = None,
 ) -> Any:
     """Let characters play a scene, with you in it if you like. Who is away does not hear what is said."""
@@ -531,8 +536,18 @@ def scene_command(
         from mrp.play.remote_player import open_anywhere
 
         settings = settings_given(set_)
-        player = open_anywhere(run, url=base_url, model=model, base=base, cast=cast, flags=settings, warn=report.warn)
-    asked = Asked(with_, script, turns, director, me, scenario, seed, memory, lore)
+        asked = Asked(with_, script, turns, director, me, scenario, seed, memory, lore)
+        player = open_anywhere(
+            run,
+            url=base_url,
+            model=model,
+            base=base,
+            cast=cast,
+            flags=settings,
+            bits=bits,
+            chats=asked.named,
+            warn=report.warn,
+        )
     return play_scene(player, asked, out, resume, report)
 
 

@@ -29,6 +29,7 @@ SET = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the run file, e.g. --set train.epochs=2."),
 ]
+BITS = Annotated[str, typer.Option(metavar="auto|16|8|4", help="Of the weights; auto: as the GPU allows.")]
 HERE = Path()
 
 

@@ -70,7 +70,7 @@ def _command(path: Path, flags: dict[str, str], options: dict[str, Any]) -> str:
             words += [word for part in value for word in (flag, part)]
         elif value is True:
             words.append(flag)
-        elif value and name != "threads":
+        elif value and name != "threads" and (name, value) != ("bits", "auto"):
             words += [flag, str(value)]
     for key, text in flags.items():
         words += ["--set", f"{key}={text}"]

@@ -59,6 +59,7 @@ def evaluate(
     both_languages: bool = False,
     seed: int = 0,
     threads: int = 8,
+    bits: str = "auto",
     command: str = "",
     kept: Path | None = None,
     report: Reporter = SILENT,
@@ -77,7 +78,7 @@ def evaluate(
     with folder_lock(run.folder):
         languages: list[Language] = ["en", "zh"] if both_languages else [run.cast.language]
         material = read_material(run, counts_for(run.cast, full, replies, lines), seed, languages)
-        work = _Evaluation(material, flags or {}, threads, report)
+        work = _Evaluation(material, flags or {}, threads, report, bits)
         results = work.measure([part for part in PARTS if not only or part in only], kept or run.folder / FOLDER)
         results["command"] = command
         folder = run.folder / FOLDER
@@ -89,12 +90,14 @@ def evaluate(
 class _Evaluation:
     """One evaluation at work."""
 
-    def __init__(self, material: Material, flags: dict[str, str], threads: int, report: Reporter) -> None:
+    def __init__(
+        self, material: Material, flags: dict[str, str], threads: int, report: Reporter, bits: str = "auto"
+    ) -> None:
         from mrp.evaluate.sides import sides
 
         self.material, self.threads, self.report = material, threads, report
         self.run, self.cast, self.counts, self.seed = material.run, material.cast, material.counts, material.seed
-        self.sides = sides(material.run, flags)
+        self.sides = sides(material.run, flags, bits, threads)
         self.scores: dict[str, list[Score]] = {}
         self.played: dict[str, Playing] = {}
 

@@ -23,7 +23,7 @@ from mrp.models.bases import find_base, model_identity
 from mrp.models.load import Hardware, hardware, load_model
 from mrp.models.run_voices import voices_of
 from mrp.models.voices import load_voices, voices_in
-from mrp.play.open import load_player, model_of, open_player
+from mrp.play.open import choose_bits, load_player, model_of, open_player
 from mrp.play.reply import Player
 from mrp.train.lora import WEIGHTS, load_adapter
 
@@ -40,37 +40,43 @@ class Side:
     adapter: Path | None
     voices: Path | None
     on: Hardware
+    bits: int  # of the weights
     player: Callable[[], Player]
 
 
-def sides(run: Run, flags: dict[str, str]) -> tuple[Side, Side]:
-    """Base and tuned side of a run; raises `InputError` if nothing is trained in it yet."""
+def sides(run: Run, flags: dict[str, str], bits: str = "auto", chats: int = 1) -> tuple[Side, Side]:
+    """Base and tuned side of a run, both with weights in `bits` (see `choose_bits`), for so many replies at once.
+
+    Raises `InputError` if nothing is trained in it yet.
+    """
     on = hardware(run.config.train.precision)
     base = find_base(run.config.base, run.path.parent)
     folder, adapter = model_of(run)
     voices = voices_of(run)
-    machine = _machine(on)
+    chosen, _ = choose_bits(bits, on, folder, run.config.chat.context_tokens, [adapter], voices, chats)
+    machine = _machine(on) | ({"bits": str(chosen)} if chosen != 16 else {})
+    play: dict[str, Any] = {"bits": str(chosen), "chats": chats}
 
     def base_player() -> Player:
-        return load_player(base, None, run.cast, run.config.chat, run.config.train.precision)
+        return load_player(base, None, run.cast, run.config.chat, run.config.train.precision, **play)
 
     def tuned_player() -> Player:
-        return open_player(run.path, flags=flags)
+        return open_player(run.path, flags=flags, **play)
 
     made_of: dict[str, Any] = {"model": model_identity(folder), "machine": machine}
     made_of["adapter"] = sha256_file(adapter / WEIGHTS) if adapter else None
     made_of["voices"] = {who: sha256_file(voices / who / WEIGHTS) for who in voices_in(voices)} if voices else {}
     name = fingerprint({"model": model_identity(base), "machine": machine})
     return (
-        Side(BASE, name, base, None, None, on, base_player),
-        Side(TUNED, fingerprint(made_of), folder, adapter, voices, on, tuned_player),
+        Side(BASE, name, base, None, None, on, chosen, base_player),
+        Side(TUNED, fingerprint(made_of), folder, adapter, voices, on, chosen, tuned_player),
     )
 
 
 @contextmanager
 def judging(side: Side) -> Iterator[Judge]:
     """The side's model, loaded for its losses, for the length of the block."""
-    model = load_model(side.folder, side.on)
+    model = load_model(side.folder, side.on, side.bits)
     longest = int(getattr(model.config, "max_position_embeddings", None) or 2048)
     if side.adapter:
         model = load_adapter(model, side.adapter)

@@ -28,11 +28,11 @@ from safetensors.torch import load_file, save_file
 from mrp.errors import InputError
 from mrp.files import read_json, replacing_folder
 from mrp.models.adapter_options import rank_and_scale
+from mrp.models.voice_rows import ReadyVoices, RowsVoices
 from mrp.train.checkpoint import disk_errors
 from mrp.train.lora import CONFIG, WEIGHTS, check_adapter_folder
 
 PREFIX = "base_model.model."  # of PEFT's names
-KEPT_STACKS = 4  # batches whose rows' voices stay side by side in memory
 
 Stacks = dict[str, tuple[torch.Tensor, torch.Tensor] | None]  # A and B of all rows, by layer
 
@@ -57,8 +57,9 @@ class VoiceBank:
         self.voices, self.dropout = voices, dropout
         self.is_training = False  # with gradients, and with dropout where there is any
         self._rows: tuple[str | None, ...] = ()
-        self._stacks: Stacks = {}
-        self._kept: dict[tuple[str | None, ...], Stacks] = {}  # of the rows that spoke last, while nothing is trained
+        self._stacks: Stacks = {}  # of the rows, while they are trained
+        self._ready: ReadyVoices | None = None  # of the frozen weights, until they are trained on
+        self._speaking: RowsVoices | None = None
         layers = linear_layers(model)
         wanted = {layer for voice in voices.values() for layer in voice.a}
         self._hooks = [layers[name].register_forward_hook(self._hook(name)) for name in sorted(wanted)]
@@ -96,32 +97,30 @@ class VoiceBank:
 
     def _choose(self, rows: Sequence[str | None]) -> None:
         known = tuple(who if who in self.voices else None for who in rows)
-        known = known if any(known) else ()
+        self._rows = known if any(known) else ()
+        self._stacks, self._speaking = {}, None
         if self.is_training:
-            self._kept = {}
-        if known != self._rows or self.is_training:
-            self._rows = known
-            self._stacks = {} if self.is_training else self._kept.pop(known, {})
-        if known and not self.is_training:
-            self._kept[known] = self._stacks
-            while len(self._kept) > KEPT_STACKS:
-                self._kept.pop(next(iter(self._kept)))
+            self._ready = None
 
     def _hook(self, layer: str) -> Any:
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             del module
             if not self._rows:
                 return output
-            if layer not in self._stacks:
-                self._stacks[layer] = self._stacked(layer, output.device)
-            found = self._stacks[layer]
-            if found is None:
-                return output
-            if not self.is_training and len(found[0]) > 1 and inputs[0].dtype == output.dtype == found[0].dtype:
-                return _added(inputs[0], output, *found)
-            return output + self._delta(inputs[0], *found).to(output.dtype)
+            if self.is_training:
+                return self._trained(layer, inputs[0], output)
+            if self._speaking is None:
+                self._ready = self._ready or ReadyVoices(self.voices)
+                self._speaking = self._ready.of(self._rows, output.device)
+            return self._speaking.added(layer, inputs[0], output)
 
         return add
+
+    def _trained(self, layer: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        if layer not in self._stacks:
+            self._stacks[layer] = self._stacked(layer, output.device)
+        found = self._stacks[layer]
+        return output if found is None else output + self._delta(x, *found).to(output.dtype)
 
     def _stacked(self, layer: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A (R, rank, in) and scaled B (R, out, rank) of the R rows; narrower voices are filled up with zeros."""
@@ -140,14 +139,11 @@ class VoiceBank:
             short = rank - len(voice.a[layer])
             a.append(F.pad(voice.a[layer].to(device), (0, 0, 0, short)))
             b.append(F.pad(voice.b[layer].to(device) * voice.scales[layer], (0, short)))
-        stacks = torch.stack(a), torch.stack(b)
-        if not self.is_training and torch.is_autocast_enabled(device.type):  # which would do it at every step
-            stacks = tuple(stack.to(torch.get_autocast_dtype(device.type)) for stack in stacks)
-        return stacks[0], stacks[1]
+        return torch.stack(a), torch.stack(b)
 
     def _delta(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """(R, T, out) for inputs (R, T, in)."""
-        if self.is_training and self.dropout:
+        if self.dropout:
             x = F.dropout(x, self.dropout)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(a.dtype)
@@ -155,12 +151,6 @@ class VoiceBank:
             return F.linear(F.linear(x, a[0]), b[0])
         assert len(a) == len(x), f"{len(a)} speakers for a batch of {len(x)} rows"
         return torch.bmm(torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2))
-
-
-def _added(x: torch.Tensor, output: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """output + x A^T B^T, row by row: (R, T, out), in two products without a sum of its own."""
-    assert len(a) == len(x), f"{len(a)} speakers for a batch of {len(x)} rows"
-    return torch.baddbmm(output, torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2))
 
 
 def linear_layers(model: Any) -> dict[str, Any]:
@@ -246,6 +236,8 @@ def voices_in(folder: Path) -> list[str]:
 def load_voices(model: Any, folder: Path, ids: Sequence[str] | None = None) -> VoiceBank:
     """The trained voices in `folder` (those of `ids`, or all), frozen, on the model.
 
+    What lies on the model's device is only what they speak with, in the numbers that the model computes in.
+
     Raises `InputError` if one is missing or does not fit the model.
     """
     layers = linear_layers(model)
@@ -268,7 +260,6 @@ def load_voices(model: Any, folder: Path, ids: Sequence[str] | None = None) -> V
                 what = f"the voice of {who!r} does not fit the base model: {layer or 'a weight'} {shapes}"
                 fix = "use the base model that the voices were trained on (see run.json)"
                 raise InputError(what, str(folder / who / WEIGHTS), fix)
-            device = module.weight.device
-            pairs[layer], scales[layer] = (pair["A"].to(device), pair["B"].to(device)), scale
+            pairs[layer], scales[layer] = (pair["A"], pair["B"]), scale
         voices[who] = Voice(pairs, scales).requires_grad_(False)
     return VoiceBank(model, voices)

@@ -1,6 +1,7 @@
 """The GPU memory of a chat: weights in 16, 8 or 4 bit, keys and values of the context, CUDA's context.
 
     predict_chat(shape, bits=4, context_tokens=4096).in_all / 2**30
+    choose_chat(shape, 4096, 7 * 2**30, chats=4)          # bits and chats whose keys and values stay in memory
 
 Arithmetic; `benchmarks/chat_memory.py` holds it against a GPU.
 """
@@ -16,22 +17,29 @@ from mrp.plan.training import CONTEXT, MIB, WORKSPACE, quant_state_bytes
 
 SHORTEST = 256  # tokens of context
 PIECE = 512  # tokens of a prompt that the embedded engine reads at once
+WORKING = ("reading the prompt", "attention mask", "keys and values that grow", "a matrix in 16 bit", "workspace")
 
 
 @dataclass(frozen=True)
 class ChatPrediction:
-    """Bytes by part, for weights of `bits` and a context of `context_tokens`."""
+    """Bytes by part, for weights of `bits` and `chats` of `context_tokens` whose keys and values are kept."""
 
     parts: dict[str, int]
     bits: int
     context_tokens: int
+    chats: int = 1
 
     @property
     def in_all(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def working(self) -> int:
+        """Bytes that come and go while the model computes, beside its weights and what is kept of the chats."""
+        return sum(size for name, size in self.parts.items() if name in WORKING)
 
-def predict_chat(shape: ModelShape, bits: int, context_tokens: int) -> ChatPrediction:
+
+def predict_chat(shape: ModelShape, bits: int, context_tokens: int, chats: int = 1) -> ChatPrediction:
     """What a merged model takes; embedding and head stay in 16 bit, as bitsandbytes leaves them."""
     numbers = shape.layers * shape.block_weights
     table = 2 * shape.vocabulary * shape.hidden
@@ -42,7 +50,7 @@ def predict_chat(shape: ModelShape, bits: int, context_tokens: int) -> ChatPredi
         parts["quantisation state"] = shape.layers * sum(quant_state_bytes(out * into) for out, into in shape.linears)
     parts["embedding and head"] = table if shape.tied else 2 * table
     parts["norms and biases"] = 2 * shape.small_weights
-    parts["keys and values"] = 2 * 2 * shape.layers * shape.key * context_tokens
+    parts["keys and values"] = 2 * 2 * shape.layers * shape.key * context_tokens * chats
     # pieces of the prompt go through a block: stream, norm in fp32, gate, up and their product; then what each token
     # sees, as yes and no, in 16 bit twice, and repeated for the heads that share keys; a matrix written out
     piece = min(context_tokens, PIECE)
@@ -53,17 +61,17 @@ def predict_chat(shape: ModelShape, bits: int, context_tokens: int) -> ChatPredi
     if bits != 16:
         parts["a matrix in 16 bit"] = 2 * max(out * into for out, into in shape.linears)
     parts |= {"workspace": WORKSPACE, "CUDA context": CONTEXT}
-    return ChatPrediction(parts, bits, context_tokens)
+    return ChatPrediction(parts, bits, context_tokens, chats)
 
 
-def choose_chat(shape: ModelShape, context_tokens: int, budget: int) -> ChatPrediction:
-    """The most bits that fit with the context asked for, else 4 bit with the longest; `InputError` if none fits."""
-    for bits in (16, 8, 4):
-        found = predict_chat(shape, bits, context_tokens)
-        if found.in_all <= usable(budget):
-            return found
-    for shorter in range((context_tokens - 1) // 64 * 64, SHORTEST - 1, -64):
-        found = predict_chat(shape, 4, shorter)
+def choose_chat(shape: ModelShape, context_tokens: int, budget: int, chats: int = 1) -> ChatPrediction:
+    """The most bits that fit with the context and the chats asked for; else 4 bit with fewer chats in memory (the
+    others are read again, or wait), else with the longest context of one. `InputError` if nothing fits."""
+    wanted = [(bits, context_tokens, chats) for bits in (16, 8, 4)]
+    wanted += [(4, context_tokens, fewer) for fewer in range(chats - 1, 0, -1)]
+    wanted += [(4, shorter, 1) for shorter in range((context_tokens - 1) // 64 * 64, SHORTEST - 1, -64)]
+    for bits, tokens, count in wanted:
+        found = predict_chat(shape, bits, tokens, count)
         if found.in_all <= usable(budget):
             return found
     need = predict_chat(shape, 4, SHORTEST).in_all / (1 - SPARE) / MIB

@@ -36,7 +36,9 @@ def memory_bytes(text: str) -> int:
     return int(float(found[1]) * unit)
 
 
-def plan_command(target: str, purpose: str, gpu_memory: str | None, flags: dict[str, str], report: Reporter) -> Any:
+def plan_command(
+    target: str, purpose: str, gpu_memory: str | None, flags: dict[str, str], report: Reporter, chats: int = 1
+) -> Any:
     """Print memory by parts, and with a budget a plan that fits it; returns the same as JSON."""
     if purpose not in ("train", "chat"):
         raise InputError(f"nothing is planned for {purpose!r}", "--for", "train or chat")
@@ -44,7 +46,7 @@ def plan_command(target: str, purpose: str, gpu_memory: str | None, flags: dict[
     config, near = config_of(target, flags)
     shape = shape_of_base(config.base, near)
     if purpose == "chat":
-        return _plan_chat(shape, config.chat.context_tokens, budget, report)
+        return _plan_chat(shape, config.chat.context_tokens, chats, budget, report)
     return _plan_training(shape, config.train, budget, report)
 
 
@@ -116,13 +118,16 @@ def _faster_too(shape: ModelShape, chosen: Chosen, budget: int) -> str:
     return f", and faster with train.checkpointing=false{off}: {need / MIB:,.0f} MiB"
 
 
-def _plan_chat(shape: ModelShape, context_tokens: int, budget: int | None, report: Reporter) -> Any:
-    tried = [predict_chat(shape, bits, context_tokens) for bits in (16, 8, 4)]
-    found = tried[0] if budget is None else choose_chat(shape, context_tokens, budget)
-    report.line(f"chat with {shape.name} (merged, {found.bits} bit, {found.context_tokens} tokens), MiB on the GPU:")
+def _plan_chat(shape: ModelShape, context_tokens: int, chats: int, budget: int | None, report: Reporter) -> Any:
+    tried = [predict_chat(shape, bits, context_tokens, chats) for bits in (16, 8, 4)]
+    found = tried[0] if budget is None else choose_chat(shape, context_tokens, budget, chats)
+    what = f"{found.bits} bit, {found.context_tokens} tokens" + (f", {found.chats} chats" if chats > 1 else "")
+    report.line(f"chat with {shape.name} (merged, {what}), MiB on the GPU:")
     _print_parts(found.parts, found.in_all, report)
     others = ", ".join(f"{each.bits} bit {each.in_all / MIB:,.0f}" for each in tried)
-    report.line(f"with {context_tokens} tokens of context: {others}")
+    report.line(f"with {context_tokens} tokens of context{f' and {chats} chats' if chats > 1 else ''}: {others}")
+    if found.chats != chats:
+        report.warn(f"of {chats} chats {found.chats} stay in memory, even in 4 bit; the others wait, or are read again")
     if found.context_tokens != context_tokens:
         report.warn(f"{context_tokens} tokens of context do not fit, even in 4 bit")
         report.result(f"--set chat.context_tokens={found.context_tokens}")
@@ -131,6 +136,7 @@ def _plan_chat(shape: ModelShape, context_tokens: int, budget: int | None, repor
         "for": "chat",
         "bits": found.bits,
         "context_tokens": found.context_tokens,
+        "chats": found.chats,
         "parts_mib": _mib(found.parts),
         "in_all_mib": round(found.in_all / MIB),
         "by_bits_mib": {str(each.bits): round(each.in_all / MIB) for each in tried},

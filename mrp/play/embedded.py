@@ -25,7 +25,7 @@ from mrp.errors import MrpError
 from mrp.models.load import Hardware
 from mrp.plan.chat import PIECE
 from mrp.play.engine import Request, Token
-from mrp.play.kv import KeysValues, Row, RowsReader
+from mrp.play.kv import GROWTH, KeysValues, Row, RowsReader
 from mrp.play.parked import Parked
 from mrp.play.sampling import Drawing, choose_tokens
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 AHEAD = 4  # tokens that a stream may be ahead of its reader
 ROOM = 512  # tokens of a reply for which room is made at once
-MOST_LOGITS = 2**25  # numbers in the logits of one pass of `score`
+MOST_LOGITS = 2**22  # numbers in the logits of one pass of `score`: less memory than reading a piece of a prompt takes
 
 
 @dataclass
@@ -119,7 +119,7 @@ class TransformersEngine:
         if not ids:
             raise MrpError("nothing can follow an empty prompt", "ids", "give at least one token")
         voice = self._known(voice)
-        with self._alone(), _memory_errors():
+        with self._alone(), _known_errors():
             if self._reader is None:
                 return [self._score_whole(ids, tail, voice) for tail in continuations]
             found: list[list[float]] = self._retry(lambda: self._score(ids, continuations, voice))
@@ -204,25 +204,19 @@ class TransformersEngine:
         speaking = [stream for stream in streams if stream.can_speak and stream.kept is not None]
         for stream in streams:
             if not stream.over and (stream.kept is None or len(stream.unread) > 1):
-                self._guarded([stream], partial(self._read_piece, stream))
+                if stream.kept is not None or not speaking or self._has_room(stream):
+                    self._guarded([stream], partial(self._read_piece, stream))
                 break
         if speaking:
             self._guarded(speaking, partial(self._speak, speaking))
 
     def _guarded(self, streams: list[_Stream], work: Callable[[], None]) -> None:
         try:
-            with _memory_errors():
+            with _known_errors():
                 self._retry(work)
-        except Exception as error:
-            known = (
-                error
-                if isinstance(error, MrpError)
-                else MrpError(
-                    f"the model failed in the middle of a reply: {type(error).__name__}: {error}", "", "ask again"
-                )
-            )
+        except MrpError as error:
             for stream in streams:
-                stream.error, stream.over = known, True
+                stream.error, stream.over = error, True
 
     def _retry(self, work: Callable[[], Any]) -> Any:
         """Do it; if memory is short, once more without what is parked (nothing that was read is lost in between)."""
@@ -242,11 +236,12 @@ class TransformersEngine:
         assert kept is not None
         piece = stream.unread if self._reader is None else stream.unread[:PIECE]
         logits = self._logits([stream], [piece])
-        kept.ids += piece
-        stream.unread = stream.unread[len(piece) :]
         self.stats.computed += len(piece)
-        if not stream.unread:
+        if len(piece) == len(stream.unread):
             self._say([stream], logits)
+        else:
+            kept.ids += piece
+            stream.unread = stream.unread[len(piece) :]
 
     def _begin(self, stream: _Stream) -> None:
         ids, voice = list(stream.request.ids), self._known(stream.request.voice)
@@ -259,15 +254,14 @@ class TransformersEngine:
         stream.unread = ids[len(stream.kept.ids) :]
 
     def _speak(self, speaking: list[_Stream]) -> None:
-        logits = self._logits(speaking, [stream.unread for stream in speaking])
-        for stream in speaking:
-            assert stream.kept is not None
-            stream.kept.ids += stream.unread
-        self._say(speaking, logits)
+        self._say(speaking, self._logits(speaking, [stream.unread for stream in speaking]))
 
     def _say(self, streams: list[_Stream], logits: torch.Tensor) -> None:
+        """Give each stream the token that follows what it had unread, which now counts as read: not before, so that a
+        step broken off by Ctrl-C is made again by whoever waits for it."""
         for stream, token in zip(streams, choose_tokens(logits, [s.drawing for s in streams]), strict=True):
-            assert token.id is not None
+            assert token.id is not None and stream.kept is not None
+            stream.kept.ids += stream.unread
             stream.unread, stream.left = [token.id], stream.left - 1
             if token.id in stream.stops:
                 stream.over = True
@@ -311,7 +305,10 @@ class TransformersEngine:
         found: list[list[float]] = []
         for first in range(0, len(continuations), at_once):
             tails = [list(tail) for tail in continuations[first : first + at_once]]
-            found += self._score_rows(kept, ids[-1], tails, voice)
+            if vocabulary * longest > MOST_LOGITS:
+                found.append(self._score_long(kept, ids[-1], tails[0], voice, min(PIECE, MOST_LOGITS // vocabulary)))
+            else:
+                found += self._score_rows(kept, ids[-1], tails, voice)
         self.stats.computed += 1
         self._parked.park(kept, self._bytes_in_use())
         return found
@@ -324,10 +321,22 @@ class TransformersEngine:
         rows = [Row(kept, ([last, *tail] + [last] * count)[:count]) for tail in tails]  # filled up behind the end
         with self._voices([voice]):
             logits = self._reader.read(rows, count)
-        found = []
-        for number, tail in enumerate(tails):
-            logprobs = torch.log_softmax(logits[number, : len(tail)].float(), -1)
-            found.append([float(logprobs[k, token]) for k, token in enumerate(tail)])
+        return [_logprobs(logits[number, : len(tail)], tail) for number, tail in enumerate(tails)]
+
+    def _score_long(self, kept: KeysValues, last: int, tail: list[int], voice: str | None, piece: int) -> list[float]:
+        """One continuation, a piece at a time; `kept` holds the prompt alone again afterwards."""
+        assert self._reader is not None
+        given, prompt = [last, *tail[:-1]], len(kept.ids)
+        found: list[float] = []
+        try:
+            for at in range(0, len(tail), max(piece, 1)):
+                row = Row(kept, given[at : at + max(piece, 1)])
+                with self._voices([voice]):
+                    logits = self._reader.read([row], len(row.ids))
+                found += _logprobs(logits[0], tail[at : at + len(row.ids)])
+                kept.ids += row.ids
+        finally:
+            del kept.ids[prompt:]
         return found
 
     def _score_whole(self, ids: Sequence[int], tail: Sequence[int], voice: str | None) -> list[float]:
@@ -337,8 +346,7 @@ class TransformersEngine:
         with torch.no_grad(), self.on.autocast_context(), self._voices([voice]):
             logits = self.model(input_ids=whole, use_cache=False, logits_to_keep=len(tail) + 1).logits[0, :-1]
         self.stats.computed += len(ids)
-        own = torch.log_softmax(logits.float(), -1).gather(1, whole[0, len(ids) :, None])[:, 0]
-        return [float(value) for value in own]
+        return _logprobs(logits, tail)
 
     # -- voices and memory -----------------------------------------------------------------------------------------
 
@@ -357,8 +365,19 @@ class TransformersEngine:
         self._parked.make_room(self._bytes_in_use() + int(max(kept.bytes, tokens * self._bytes_each)))
         return kept
 
+    def _has_room(self, stream: _Stream) -> bool:
+        """Whether a prompt can be kept beside those that are at work; if not, it waits until one of them ends."""
+        tokens = max(len(stream.request.ids) + min(stream.left, ROOM), GROWTH)
+        return self._bytes_in_use() + int(tokens * self._bytes_each) <= self._parked.limit
+
     def _bytes_in_use(self) -> int:
         return sum(stream.kept.bytes for stream in self._streams if stream.kept is not None)
+
+
+def _logprobs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
+    """Of each token, from the (T, V) logits before it."""
+    wanted = torch.tensor(list(tokens), device=logits.device)
+    return [float(value) for value in torch.log_softmax(logits.float(), -1).gather(1, wanted[:, None])[:, 0]]
 
 
 def _count_drop(stats: Stats, on_drop: Callable[[str], None] | None, one: KeysValues) -> None:
@@ -379,9 +398,15 @@ def _free_bytes(on: Hardware) -> int:
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def _known_errors() -> Iterator[None]:
+    """Whatever a model does wrong, as an `MrpError`."""
     try:
         yield
+    except MrpError:
+        raise
     except torch.OutOfMemoryError as error:
         fix = "lower chat.context_tokens, take --bits 4, or have fewer chats at once"
         raise MrpError("the GPU's memory is full", str(error).partition("\n")[0][:200], fix) from error
+    except Exception as error:
+        what = f"the model failed in the middle of its work: {type(error).__name__}: {error}"
+        raise MrpError(what, "", "ask again") from error

@@ -18,7 +18,8 @@ from mrp.models.bases import check_base_folder, find_base
 from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
 from mrp.models.merge import is_merged
 from mrp.models.run_voices import voices_of
-from mrp.plan.chat import choose_chat
+from mrp.plan.chat import choose_chat, predict_chat
+from mrp.plan.choose import SPARE
 from mrp.plan.shapes import shape_of_folder
 from mrp.plan.training import CONTEXT
 from mrp.play.reply import Player
@@ -35,9 +36,12 @@ def open_player(
     template: Path | None = None,
     flags: dict[str, str] | None = None,
     bits: str = "auto",
+    chats: int | None = 1,
 ) -> Player:
     """Load what RUN names, its weights in `bits`: 16, 8, 4, or auto (see `choose_bits`).
 
+    `chats`: how many go on at once, or the characters of a scene, whose keys and values memory is to hold beside the
+    weights; None: as many as the cast has characters.
     Raises `InputError` if there is nothing to play in it.
     """
     characters: Cast | None = None
@@ -57,7 +61,9 @@ def open_player(
         options, precision = chat_options(flags or {}), "auto"
     if cast is not None:
         characters = load_cast(cast)
-    return load_player(folder, adapter, characters, options, precision, template, voices, bits)
+    if chats is None:
+        chats = len(characters.characters) if characters else 1
+    return load_player(folder, adapter, characters, options, precision, template, voices, bits, chats)
 
 
 def load_player(
@@ -69,6 +75,7 @@ def load_player(
     template: Path | None = None,
     voices: Path | None = None,
     bits: str = "auto",
+    chats: int = 1,
 ) -> Player:
     """A player of the model in `folder`, with the adapter on top if one is given, and the characters' voices.
 
@@ -82,7 +89,7 @@ def load_player(
     tokenizer = load_tokenizer(folder)
     text = _template_text(template) if template else None
     chat_template = ChatTemplate(tokenizer, text, str(template or folder))
-    chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter, voices])
+    chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter], voices, chats)
     model = load_model(folder, on, chosen)
     stops = chat_template.stop_ids(model.generation_config.eos_token_id)
     longest = getattr(model.config, "max_position_embeddings", None) or fitting
@@ -90,17 +97,25 @@ def load_player(
     if adapter:
         model = load_adapter(model, adapter)
     speaking = load_voices(model, voices) if voices is not None and voices_in(voices) else None
-    return Player(TransformersEngine(model, on, speaking), chat_template, cast, stops, options)
+    kept = _room_for_chats(on, folder, chosen, options.context_tokens, voices, chats)
+    return Player(TransformersEngine(model, on, speaking, kept), chat_template, cast, stops, options)
 
 
 def choose_bits(
-    bits: str, on: Hardware, folder: Path, context_tokens: int, beside: Sequence[Path | None] = ()
+    bits: str,
+    on: Hardware,
+    folder: Path,
+    context_tokens: int,
+    beside: Sequence[Path | None] = (),
+    voices: Path | None = None,
+    chats: int = 1,
 ) -> tuple[int, int]:
     """The bits of the weights and the tokens of context that fit.
 
-    "auto": on CUDA the most bits that the free memory holds with the whole context (`mrp plan --for chat`), else 4 bit
-    with a shorter one; 16 on the CPU, and for models that the planner does not know. `beside`: folders of adapters and
-    voices, which take memory too. Raises `InputError` for 8 or 4 bit on the CPU, and if nothing fits.
+    "auto": on CUDA the most bits that the free memory holds with the whole context of `chats` (`mrp plan --for chat`),
+    else 4 bit with fewer chats in memory, or a shorter context; 16 on the CPU, and for models that the planner does not
+    know. `beside`: folders of adapters, which take memory too, as `voices` do. Raises `InputError` for 8 or 4 bit on
+    the CPU, and if nothing fits.
     """
     if bits not in BITS:
         raise InputError(f"no such number of bits: {bits!r}", "--bits", f"one of {', '.join(BITS)}")
@@ -116,9 +131,35 @@ def choose_bits(
         shape = shape_of_folder(folder)
     except InputError:  # not a model of equal blocks
         return 16, context_tokens
-    sizes = [file.stat().st_size for one in beside if one for file in one.glob("**/*.safetensors")]
-    found = choose_chat(shape, context_tokens, _free_memory() - sum(sizes))
+    taken = sum(_weights_in(one) for one in beside if one) + _bytes_of_voices(voices, chats)
+    found = choose_chat(shape, context_tokens, _free_memory() - taken, chats)
     return found.bits, found.context_tokens
+
+
+def _weights_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("**/*.safetensors"))
+
+
+def _bytes_of_voices(voices: Path | None, chats: int) -> int:
+    """On the GPU: each in 16 bit (their files are float32), and once more for each chat at once, side by side."""
+    sizes = [_weights_in(one) // 2 for one in voices.iterdir()] if voices is not None and voices.is_dir() else []
+    return sum(sizes) + (max(sizes, default=0) * chats if chats > 1 else 0)
+
+
+def _room_for_chats(
+    on: Hardware, folder: Path, bits: int, context_tokens: int, voices: Path | None, chats: int
+) -> int | None:
+    """Bytes for keys and values, when the model is loaded: what is free, less what computing takes, and never less than
+    one chat needs. None: the engine's own guess, on the CPU and for models that the planner does not know."""
+    if on.device == "cpu":
+        return None
+    try:
+        planned = predict_chat(shape_of_folder(folder), bits, context_tokens)
+    except InputError:
+        return None
+    spare = int(planned.in_all * SPARE)
+    free = _free_memory() - CONTEXT - planned.working - spare - _bytes_of_voices(voices, chats)
+    return max(planned.parts["keys and values"], free)
 
 
 def _free_memory() -> int:

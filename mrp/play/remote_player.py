@@ -30,6 +30,7 @@ def open_anywhere(
     template: Path | None = None,
     flags: dict[str, str] | None = None,
     bits: str = "auto",
+    chats: int | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Player:
     """The player of what RUN names: its weights loaded here, or (`url`) those of a server, which may want a key.
@@ -41,7 +42,7 @@ def open_anywhere(
             raise InputError("--model names one of a server's models", "--model", "add --base-url URL")
         from mrp.play.open import open_player
 
-        return open_player(path, base=base, cast=cast, template=template, flags=flags, bits=bits)
+        return open_player(path, base=base, cast=cast, template=template, flags=flags, bits=bits, chats=chats)
     for flag, is_given in (("--base", base), ("--template", template), ("--bits", bits if bits != "auto" else None)):
         if is_given is not None:
             raise InputError(f"{flag} goes with weights that are loaded here", flag, f"leave {flag} or --base-url out")

@@ -36,6 +36,11 @@ class Asked:
     memory: int | None = None
     lore: int | None = None
 
+    @property
+    def named(self) -> int | None:
+        """How many characters --with names; None without it."""
+        return None if self.with_ is None else max(1, len(_names(self.with_)))
+
 
 def play_scene(
     player: Player, asked: Asked, out: Path | None = None, resume: Path | None = None, report: Reporter = SILENT
@@ -72,7 +77,7 @@ def plan_of(asked: Asked, cast: Cast) -> ScenePlan:
     plan = load_script(asked.script, cast) if asked.script else None
     value: dict[str, Any] = plan.model_dump() if plan else {"participants": [c.id for c in cast]}
     if asked.with_ is not None:
-        value["participants"] = [name.strip() for name in re.split("[,，、]", asked.with_) if name.strip()]
+        value["participants"] = _names(asked.with_)
     if asked.me is not None:
         value["persons"] = [*value.get("persons", []), asked.me]
         if _id(cast, asked.me) not in (_id(cast, name) for name in value["participants"]):
@@ -88,6 +93,10 @@ def plan_of(asked: Asked, cast: Cast) -> ScenePlan:
         first = error.errors()[0]
         raise InputError(first["msg"], _flag(*first["loc"]), "mrp scene --help lists the options") from None
     return settled(plan, cast, _flag)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in re.split("[,，、]", text) if name.strip()]
 
 
 def _flag(*at: str | int) -> str:

@@ -43,6 +43,7 @@ class ServeFlags:
     requests_per_minute: int = 600
     timeout_s: float = 600.0
     drain_s: int = 30
+    bits: str = "auto"
 
 
 def serve_command(
@@ -111,12 +112,14 @@ def open_engine(
             raise InputError("--base-url and --model go with another engine", "--engine", "add --engine openai")
         from mrp.play.open import open_player
 
-        return open_player(run, base=base, cast=cast, flags=settings)
+        return open_player(run, base=base, cast=cast, flags=settings, bits=flags.bits, chats=flags.max_running)
     if not flags.base_urls:
         fix = "for example --base-url http://127.0.0.1:8000/v1"
         raise InputError("the engine openai needs the address of a server", "--base-url", fix)
     if base is not None:
         raise InputError("--base goes with the engine transformers", "--base", "leave it out")
+    if flags.bits != "auto":
+        raise InputError("--bits goes with the engine transformers", "--bits", "leave it out")
     from mrp.play.failover import FailoverEngine
     from mrp.play.remote import OpenAIEngine
     from mrp.play.remote_player import remote_player

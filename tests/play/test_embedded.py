@@ -269,6 +269,28 @@ def test_a_prompt_is_read_once_for_all_its_continuations(model: Any, monkeypatch
     assert said(engine, [*PROMPTS[3], 1, 2]) == plain(model, [*PROMPTS[3], 1, 2])  # what was scored left no trace
 
 
+def test_scores_in_pieces_are_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long continuations are read a piece at a time, so that the logits of a large vocabulary take little memory."""
+    tails = [PROMPTS[0], PROMPTS[3], [], [5]]
+    engine = engine_of(model)
+    wanted = engine.score(PROMPTS[2], tails)
+    vocabulary = model.config.vocab_size
+    monkeypatch.setattr("mrp.play.embedded.MOST_LOGITS", 7 * vocabulary + 1)
+    most = []
+    forward = model.forward
+
+    def counted(**given: Any) -> Any:
+        most.append(given["logits_to_keep"] * len(given["input_ids"]))
+        return forward(**given)
+
+    monkeypatch.setattr(model, "forward", counted)
+    pieces = engine_of(model)
+    for found, whole in zip(pieces.score(PROMPTS[2], tails), wanted, strict=True):
+        assert found == pytest.approx(whole, abs=1e-4)
+    assert max(most) == 7
+    assert said(pieces, PROMPTS[2]) == said(engine, PROMPTS[2])  # what was scored left no trace
+
+
 # -- ends of all kinds ---------------------------------------------------------------------------------------------
 
 
@@ -347,6 +369,91 @@ def test_an_interrupted_reader_leaves_others_and_the_engine_whole(model: Any, mo
             said(engine, PROMPTS[0])
     assert ids_of(found + list(other)) == plain(model, PROMPTS[2], 30)
     assert said(engine, PROMPTS[0]) == plain(model, PROMPTS[0])
+
+
+def test_a_step_broken_off_while_a_token_is_chosen_is_made_again(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(model)
+    fresh = Request(PROMPTS[3], Sampling(0, 1, 20))
+    others = [engine.stream(Request(PROMPTS[2], Sampling(0, 1, 30))), engine.stream(fresh)]
+    found = [next(others[0])]
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mrp.play.embedded.choose_tokens", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            said(engine, PROMPTS[0])
+    assert ids_of(found + list(others[0])) == plain(model, PROMPTS[2], 30)
+    assert ids_of(list(others[1])) == plain(model, PROMPTS[3])
+
+
+def test_a_score_that_fails_says_so_and_the_engine_goes_on(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(model)
+
+    def broken(**_: Any) -> Any:
+        raise RuntimeError("the disk of the moon is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "forward", broken)
+        with pytest.raises(MrpError, match="the disk of the moon is full"):
+            engine.score(PROMPTS[0], [[1]])
+    assert said(engine, PROMPTS[0]) == plain(model, PROMPTS[0])
+
+
+def test_a_cancelled_reply_leaves_its_row_at_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(model)
+    streams = [engine.stream(Request(ids, Sampling(0, 1, 200))) for ids in (PROMPTS[0], PROMPTS[2])]
+    for stream in streams:
+        next(stream)
+    rows: list[int] = []
+    forward = model.forward
+
+    def counted(**given: Any) -> Any:
+        rows.append(len(given["input_ids"]))
+        return forward(**given)
+
+    monkeypatch.setattr(model, "forward", counted)
+    for _ in range(10):
+        next(streams[0])
+    assert 2 in rows
+    rows.clear()
+    streams[1].close()
+    for _ in range(10):
+        next(streams[0])
+    assert set(rows) == {1}
+    said(engine, PROMPTS[2])
+    assert engine.stats.reused == len(PROMPTS[2]) - 1  # what it had read is there for the next
+
+
+def test_prompts_wait_while_those_at_work_fill_the_memory(model: Any) -> None:
+    one = engine_of(model)
+    said(one, PROMPTS[0])
+    limit = one.stats.cache_bytes
+    engine = engine_of(model, cache_bytes=limit)
+    said(engine, PROMPTS[1])  # the engine now knows what a token takes
+    requests = [Request([start, *PROMPTS[0][1:]], GREEDY) for start in (1, 2, 3)]
+    most: list[int] = []
+    bytes_in_use = engine._bytes_in_use
+
+    def watched() -> int:
+        most.append(bytes_in_use())
+        return most[-1]
+
+    engine._bytes_in_use = watched  # type: ignore[method-assign]
+    found = all_at_once(engine, requests)
+    assert found == [plain(model, request.ids) for request in requests]
+    assert max(most) <= limit
+
+
+def test_one_reader_of_two_replies_never_waits_for_itself(model: Any) -> None:
+    """Its second reply must not wait for memory that only the first, which nobody reads on, could free."""
+    engine = engine_of(model, cache_bytes=1)
+    said(engine, PROMPTS[1])
+    first, second = (engine.stream(Request(ids, Sampling(0, 1, 30))) for ids in (PROMPTS[0], PROMPTS[2]))
+    begun = [next(first)]
+    assert ids_of(list(second)) == plain(model, PROMPTS[2], 30)
+    assert ids_of(begun + list(first)) == plain(model, PROMPTS[0], 30)
 
 
 def test_an_empty_prompt_is_refused(model: Any) -> None:
