@@ -9,8 +9,8 @@ PEOPLE = {"wukong": Person("Sun Wukong", "You are Sun Wukong.", ("Ha!",)), "baji
 
 def place(number: int, tuned: str, base: str, character: str = "wukong", **traits: object) -> Place:
     made: dict[str, object] = {
-        "id": f"{character}/{number}",
-        "unit": f"scene {number}",
+        "id": f"{character}/{number}#0",
+        "unit": f"scene {number} of {character}",
         "character": character,
         "scenario": "",
         "before": (("Tang", f"Question {number}?"),),

@@ -18,7 +18,7 @@ from mrp.evaluate.kept import Kept
 from mrp.files import fingerprint
 from mrp.judge.budget import Budget, estimated_tokens
 from mrp.judge.questions import Message, Question
-from mrp.judge.server import NEVER, Answered, JudgeServer
+from mrp.judge.server import NEVER, JudgeServer
 from mrp.judge.verdicts import NoVerdict
 from mrp.play.wire import RemoteError
 
@@ -31,6 +31,7 @@ class Ruling:
 
     verdict: Any
     answers: tuple[str, ...] = ()  # as they came: one, or two where the first was no verdict
+    tokens: tuple[int, int] = (0, 0)  # to the judge and back, of all answers
     why: str = ""  # the last answer is no verdict
     failure: str = ""
 
@@ -79,7 +80,7 @@ def ask_all(
             ruling = Ruling(None, failure=error.what)
         made[key] = ruling
         if not ruling.failure:
-            kept.add(key, {"answers": ruling.answers})
+            kept.add(key, {"answers": ruling.answers, "tokens": ruling.tokens})
         told()
 
     _in_threads(work, asked, threads)
@@ -89,32 +90,34 @@ def ask_all(
 
 
 def _ask(server: JudgeServer, question: Question, budget: Budget) -> Ruling:
-    first = _once(server, question.messages, question, budget)
-    found = _read(question, (first.text,))
+    first, tokens = _once(server, question.messages, question, budget)
+    found = _read(question, (first,), tokens)
     if not found.why:
         return found
-    second = _once(server, question.again(first.text, found.why), question, budget)
-    return _read(question, (first.text, second.text))
+    second, more = _once(server, question.again(first, found.why), question, budget)
+    return _read(question, (first, second), (tokens[0] + more[0], tokens[1] + more[1]))
 
 
-def _once(server: JudgeServer, messages: Sequence[Message], question: Question, budget: Budget) -> Answered:
-    tokens = (estimated_tokens(messages), question.answer_tokens)
-    budget.take(*tokens)
+def _once(
+    server: JudgeServer, messages: Sequence[Message], question: Question, budget: Budget
+) -> tuple[str, tuple[int, int]]:
+    expected = (estimated_tokens(messages), question.answer_tokens)
+    budget.take(*expected)
     answered = server.ask(messages)
-    budget.settle(*tokens, answered)
-    return answered
+    return answered.text, budget.settle(expected, answered)
 
 
-def _read(question: Question, answers: tuple[str, ...]) -> Ruling:
+def _read(question: Question, answers: tuple[str, ...], tokens: tuple[int, int]) -> Ruling:
     """What answers say by the rules of today: rules may change, answers stay."""
     try:
-        return Ruling(question.read(answers[-1]), answers)
+        return Ruling(question.read(answers[-1]), answers, tokens)
     except NoVerdict as error:
-        return Ruling(None, answers, why=str(error))
+        return Ruling(None, answers, tokens, why=str(error))
 
 
 def _from_kept(question: Question, value: Any) -> Ruling:
-    return _read(question, tuple(value["answers"]))
+    tokens_in, tokens_out = value["tokens"]
+    return _read(question, tuple(value["answers"]), (tokens_in, tokens_out))
 
 
 class _Failures:

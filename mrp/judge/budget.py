@@ -1,7 +1,7 @@
 """What judging costs: an estimate before, a limit that no request passes, and the count after.
 
     budget = Budget(Prices(0.15, 0.60), max_requests=1000, max_cost=2.0)
-    budget.take(tokens_in, tokens_out); ...; budget.settle(reserved, answered)
+    budget.take(700, 60); answered = server.ask(messages); budget.settle((700, 60), answered)
 
 Tokens of a judge that is not here are estimated: one for each Chinese character, one for four others. What the server
 counts itself takes the place of the estimate as soon as it answers.
@@ -90,14 +90,15 @@ class Budget:
             one.tokens_out += tokens_out
             one.estimated += 1
 
-    def settle(self, tokens_in: int, tokens_out: int, answered: Answered) -> None:
-        """Put what the server counted in the place of what `take` estimated."""
+    def settle(self, expected: tuple[int, int], answered: Answered) -> tuple[int, int]:
+        """Put what the server counted in the place of what `take` expected; the tokens that count now."""
         if answered.tokens_in is None or answered.tokens_out is None:
-            return
+            return expected
         with self._lock:
-            self.spent.tokens_in += answered.tokens_in - tokens_in
-            self.spent.tokens_out += answered.tokens_out - tokens_out
+            self.spent.tokens_in += answered.tokens_in - expected[0]
+            self.spent.tokens_out += answered.tokens_out - expected[1]
             self.spent.estimated -= 1
+        return answered.tokens_in, answered.tokens_out
 
     @property
     def cost(self) -> float | None:

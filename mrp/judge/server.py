@@ -48,6 +48,12 @@ class JudgeServer:
     ) -> None:
         if not model.strip():
             raise InputError("the judge has no name", "--model", "name a model that the server has")
+        if not base_url.startswith(("http://", "https://")):
+            fix = "for example --base-url https://HOST/v1"
+            raise InputError(f"{base_url!r} is no address of a server", "--base-url", fix)
+        if "@" in base_url or "?" in base_url:
+            what = "the address of the judge holds a key or a query, and it would be written into the report"
+            raise InputError(what, "--base-url", "give the key in an environment variable (--key-env)")
         self.wire = Wire(base_url, api_key, timeout_s=timeout_s, retries=retries, first_wait_s=first_wait_s)
         # Most endpoints end in /v1 (`Wire` takes that off); one with another path is meant as it is written.
         plain = self.wire.http.base_url.path.strip("/") == "" or base_url.rstrip("/").endswith("/v1")

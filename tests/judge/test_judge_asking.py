@@ -125,6 +125,13 @@ def test_an_endpoint_may_lie_anywhere(base: str, path: str) -> None:
         assert server.bodies[0][0] == path and judge.where == server.url + path
 
 
+@pytest.mark.parametrize("url", ["https://me:sk-secret@host/v1", "https://host/v1?key=sk-secret", "nowhere", "ftp://x"])
+def test_an_address_that_is_none_or_holds_a_key_is_refused(url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        JudgeServer(url, "judge")
+    assert caught.value.where == "--base-url" and "secret" not in str(caught.value)
+
+
 def test_more_than_the_limits_allow_is_refused_before_and_stopped_during(tmp_path: Path) -> None:
     prices = Prices(10.0, 30.0)
     with pytest.raises(InputError, match="5 requests are more than 4"):
@@ -174,4 +181,4 @@ def test_rules_are_applied_to_kept_answers_anew(tmp_path: Path) -> None:
     with llm(JudgeLLM, decide=longer) as server:
         ask(server, tmp_path, questions(1))
     row = json.loads((tmp_path / "judge.jsonl").read_text(encoding="utf-8"))
-    assert set(row["value"]) == {"answers"} and json.loads(row["value"]["answers"][0])["better"] == "A"
+    assert row["value"]["tokens"] == [100, 10] and json.loads(row["value"]["answers"][0])["better"] == "A"
