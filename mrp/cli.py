@@ -392,6 +392,24 @@ def eval_command(
     return eval_command(run, settings_given(set_), report, **counts, **more)
 
 
+@command(app, "benchmark")
+def benchmark_command(
+    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
+    named: Annotated[
+        list[str], typer.Argument(metavar="NAME=PATH...", help="charactereval, rolebench or coser, and its files.")
+    ],
+    report: Reporter,
+    items: Annotated[int, typer.Option(min=0, help="Places to speak in, spread over the roles; 0: all.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal reports.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Replies asked for at once.")] = 8,
+    set_: SET = None,
+) -> Any:
+    """Play the roles of a benchmark, from its own files, and write the replies for its own scorer and for a judge."""
+    from mrp.evaluate.benchmark import BenchmarkFlags, benchmark_command
+
+    return benchmark_command(run, named, settings_given(set_), BenchmarkFlags(items, seed, threads), report)
+
+
 @command(app, "judge")
 def judge_command(
     report: Reporter,

@@ -29,9 +29,7 @@ VIEW_NAMES = {
 def write_reports(folder: Path, results: dict[str, Any]) -> None:
     """Write report.html and report.md into `folder`, each whole or not at all."""
     said = findings(results)
-    parts = [
-        part for part in (_found(results, said), *_parts(results), _judge(folder), _made(results)) if part[1]
-    ]
+    parts = [part for part in (_found(results, said), *_parts(results), _judge(folder), _made(results)) if part[1]]
     title = f"Evaluation of {results['run']}"
     lead = " ".join(said[:2])
     sections = [Section(name, [html(block) for block in blocks]) for name, blocks in parts]
