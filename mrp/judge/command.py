@@ -129,11 +129,15 @@ def _key(flags: JudgeFlags) -> str | None:
 def _tell_plan(plan: dict[str, int], flags: JudgeFlags, budget: Budget, report: Reporter) -> None:
     cost = budget.prices.cost(plan["tokens_in"], plan["tokens_out"])
     price = "" if cost is None else f", about {cost:.4g} at the prices given"
+    asked = f"{flags.model}: {plan['questions']:,} questions"
+    if not plan["to_ask"]:
+        report.line(f"{asked}, all answered before: nothing is asked")
+        return
     report.line(
-        f"{flags.model}: {plan['questions']:,} questions, {plan['to_ask']:,} not answered yet:"
-        f" about {plan['tokens_in']:,} tokens to the judge and {plan['tokens_out']:,} back{price}"
+        f"{asked}, {plan['to_ask']:,} not answered yet: about {plan['tokens_in']:,} tokens to the judge and"
+        f" {plan['tokens_out']:,} back{price}"
     )
-    if plan["to_ask"] and cost is None:
+    if cost is None:
         report.line("(--price-in and --price-out, of a million tokens, tell the cost; --max-cost limits it)")
 
 

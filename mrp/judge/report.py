@@ -97,7 +97,7 @@ def _lead(results: dict[str, Any]) -> str:
     return (
         f"{results['judge']['model']} was asked about {results['places']} places. In pairs each place is judged in both"
         " orders, and a win counts only if both agree; marks go from 1 to 5, real lines are marked without being named."
-        " Brackets hold 95 % intervals over scenes. A judge is a model too: read it beside the measures above."
+        " Brackets hold 95 % intervals over scenes. A judge is a model too: read it beside the offline measures."
     )
 
 
@@ -182,9 +182,9 @@ def _of(marks: dict[str, Any], side: str, who: str) -> dict[str, Any] | None:
 
 def _agreement(results: dict[str, Any]) -> Block:
     meaning = {
-        "marks and voice": "mean mark of a reply, and how much it sounds like its character",
-        "pairs and voice": "who wins a pair, and whose reply sounds more like the character",
-        "marks and gap": "mean mark of a character, and its own-identity gap",
+        "marks and voice": "mark of a reply, classifier of voices",
+        "pairs and voice": "winner of a pair, classifier of voices",
+        "marks and gap": "mark of a character, own-identity gap",
     }
     rows = [
         [text, str(found["n"]), _rho(found), f"{found['kendall']:.2f}"]
