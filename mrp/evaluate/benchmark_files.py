@@ -108,7 +108,7 @@ class Rows:
 
     def _line(self, where: str, line: str) -> Any:
         try:
-            return json.loads(line)
+            return _loaded(line)
         except (ValueError, RecursionError) as error:
             self.fault(f"this line is no JSON: {error}", where)
             return None
@@ -142,9 +142,17 @@ def read_text(name: str, path: Path) -> str:
 def json_of(name: str, path: Path, text: str | None = None) -> Any:
     """The JSON value of a file."""
     try:
-        return json.loads(read_text(name, path) if text is None else text)
+        return _loaded(read_text(name, path) if text is None else text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not a JSON file: {error}", str(path), f"get the file anew: {HOMES[name]}") from None
+
+
+def _loaded(text: str) -> Any:
+    """The value of a JSON text; ValueError where it spells half of a surrogate pair, which no file can hold."""
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # UnicodeEncodeError is a ValueError
+    return value
 
 
 def table_of(name: str, path: Path) -> dict[str, Any]:

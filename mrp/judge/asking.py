@@ -20,6 +20,7 @@ from mrp.judge.budget import Budget, estimated_tokens
 from mrp.judge.questions import Message, Question
 from mrp.judge.server import NEVER, JudgeServer
 from mrp.judge.verdicts import NoVerdict
+from mrp.play.reply import NOT_TEXT
 from mrp.play.wire import RemoteError
 
 FAILED_IN_A_ROW = 5  # so many questions without an answer, and the server is given up
@@ -77,7 +78,7 @@ def ask_all(
             if error.status in NEVER:
                 raise
             failures.failed(error)
-            ruling = Ruling(None, failure=error.what)
+            ruling = Ruling(None, failure=NOT_TEXT.sub("", error.what))
         made[key] = ruling
         if not ruling.failure:
             kept.add(key, {"answers": ruling.answers, "tokens": ruling.tokens})

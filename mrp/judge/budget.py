@@ -9,6 +9,7 @@ counts itself takes the place of the estimate as soon as it answers.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -60,6 +61,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        for value in (self.prices.tokens_in, self.prices.tokens_out, self.max_cost):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                where = "--price-in, --price-out, --max-cost"
+                raise InputError(f"{value} is no amount of money", where, "give a number from 0 on")
         if (self.prices.tokens_in is None) != (self.prices.tokens_out is None):
             raise InputError("one price is given and the other is not", "--price-in, --price-out", "give both")
         if self.max_cost is not None and self.prices.tokens_in is None:

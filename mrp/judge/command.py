@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mrp.errors import InputError, Stopped, nearest
+from mrp.evaluate.benchmark import FOLDER as BENCHMARKS
+from mrp.evaluate.benchmark_files import HOMES
 from mrp.evaluate.evaluation import FOLDER, RESULTS
 from mrp.evaluate.kept import Kept
 from mrp.evaluate.material import run_of
@@ -27,7 +29,6 @@ from mrp.judge.server import JudgeServer
 from mrp.report import Reporter
 
 KEPT = "judge.jsonl"
-BENCHMARKS = "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ def judge_command(path: Path, flags: JudgeFlags, report: Reporter) -> dict[str, 
     if wrong := sorted(set(flags.by) - set(KINDS)):
         raise InputError(f"a judge does not judge by {wrong[0]!r}", "--by", nearest(wrong[0], KINDS))
     budget = Budget(Prices(flags.price_in, flags.price_out), flags.max_requests, flags.max_cost)
+    if flags.benchmark is not None and flags.benchmark not in HOMES:
+        raise InputError(f"no benchmark is called {flags.benchmark!r}", "--benchmark", nearest(flags.benchmark, HOMES))
+    if flags.benchmark is not None and flags.against is not None:
+        raise InputError("a benchmark's replies are judged of one run", "--against", "leave out one of the two")
     run = run_of(path, {})
     folder = run.folder / FOLDER if flags.benchmark is None else run.folder / BENCHMARKS / flags.benchmark
     command = _command(path, flags)
@@ -108,9 +113,9 @@ def _evaluated(path: Path, folder: Path) -> Said:
     """The replies of an evaluation that is of the run as it is now."""
     fix = f"mrp eval {shlex.quote(str(path))}"
     said = read_said(folder / FILE, fix)
-    record = folder.parent / "run.json"
+    record, results = folder.parent / "run.json", read_json(folder / RESULTS)
     trained = read_json(record).get("fingerprint", "") if record.is_file() else ""
-    if read_json(folder / RESULTS).get("trained", "") != trained:
+    if results.get("trained", "") != trained or results.get("models") != said.models:
         raise InputError("the run was trained anew since its replies were made", str(folder / FILE), fix)
     return said
 

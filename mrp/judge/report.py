@@ -20,6 +20,7 @@ from mrp.judge.marks import MEAN, REAL
 from mrp.judge.rubric import IDS, RUBRIC
 from mrp.judge.said import FILE
 from mrp.page import Section, page
+from mrp.play.reply import NOT_TEXT
 
 SIDE_NAMES = {"tuned": "tuned", "base": "base + persona prompt", "other": "the other", REAL: "real lines"}
 JUDGE_FILE = "judge.json"
@@ -205,7 +206,8 @@ def _why(answer: str) -> str:
     """The reason that a judge gave, out of its answer as it came."""
     at = answer.find("{")
     try:
-        return str(json.loads(answer[at : answer.rfind("}") + 1])["why"])
+        why = str(json.loads(answer[at : answer.rfind("}") + 1])["why"])
+        return NOT_TEXT.sub("", why)  # JSON can spell what no file can hold
     except (ValueError, KeyError, TypeError):
         return answer
 

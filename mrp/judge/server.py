@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mrp.errors import InputError
 from mrp.judge.questions import Message
+from mrp.play.reply import NOT_TEXT
 from mrp.play.wire import RemoteError, Wire
 
 MAX_TOKENS = 2048  # of an answer: room for the thoughts of a thinking model, too
@@ -110,4 +111,5 @@ def _answered(value: Any, where: str) -> Answered:
         fix = "check that --base-url is an OpenAI-compatible server"
         raise RemoteError("the server's answer has no message", where, fix) from None
     known = [count if isinstance(count, int) else None for count in counts]
-    return Answered(text if isinstance(text, str) else "", known[0], known[1])
+    # halves of surrogate pairs, which JSON can spell, could not even be kept
+    return Answered(NOT_TEXT.sub("", text) if isinstance(text, str) else "", known[0], known[1])

@@ -111,7 +111,7 @@ def test_every_fault_of_a_damaged_file_is_named_with_its_place(tmp_path: Path) -
         read_benchmark("rolebench", home)
     for word in ("test.jsonl:1", "no JSON", "test.jsonl:2", "no description", "at least one answer"):
         assert word in str(caught.value), word
-    for text in ("{", "[1]", '[{"book": "B"}]', "\xff"):
+    for text in ("{", "[1]", '[{"book": "\\ud83d"}]', '[{"book": "B"}]', "\xff"):
         (tmp_path / "test_set.json").write_text(text, encoding="latin-1")
         with pytest.raises(InputError) as caught:
             read_benchmark("coser", tmp_path)

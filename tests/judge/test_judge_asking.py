@@ -142,6 +142,9 @@ def test_more_than_the_limits_allow_is_refused_before_and_stopped_during(tmp_pat
         Budget(max_cost=1.0)
     with pytest.raises(InputError, match="one price"):
         Budget(Prices(1.0, None))
+    for value in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(InputError, match="no amount of money"):
+            Budget(prices, max_cost=value)
     with llm(JudgeLLM, decide=lambda _: NONSENSE) as server:
         with pytest.raises(InputError, match="all 3 requests are spent"):
             ask(server, tmp_path, questions(3), Budget(max_requests=3), threads=1)

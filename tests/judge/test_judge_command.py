@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command import fails, mrp
-from judged import PEOPLE, place, said
+from judged import PEOPLE, place
 from loopback_judge import NONSENSE, JudgeLLM, always_first, marks
 from loopback_llm import llm
 from projects import snapshot, write_project
@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib")
 
 from mrp.files import read_json, write_json
 from mrp.judge.said import Place, Said, write_said
+from mrp.judge.server import JudgeServer
 
 KEY = "sk-never-to-be-written"
 
@@ -26,11 +27,9 @@ def evaluated(folder: Path, *places: Place, model: str = "t") -> Path:
     """A run whose evaluation made these replies."""
     run_file = write_project(folder)
     home = folder / "run" / "eval"
-    one = said(*places)
-    write_said(
-        home / "said.json", Said(one.language, PEOPLE, places, {"base": "b" * 64, "tuned": model * 64}, "a run", {})
-    )
-    write_json(home / "results.json", {"trained": ""})
+    models = {"base": "b" * 64, "tuned": model * 64}
+    write_said(home / "said.json", Said("en", PEOPLE, places, models, "a run", {}))
+    write_json(home / "results.json", {"trained": "", "models": models})
     return run_file
 
 
@@ -136,6 +135,8 @@ def test_a_judge_that_is_not_there_or_silent_is_told(project: Path, server: Judg
         (("--by", "stars"), ("stars", "--by", "pairs")),
         (("--against", "nowhere.yaml"), ("nowhere.yaml",)),
         (("--against", project), ("same model", "--against")),
+        (("--benchmark", "../eval"), ("../eval", "--benchmark", "coser")),
+        (("--benchmark", "coser", "--against", project), ("--against", "leave out")),
         (("--benchmark", "coser"), ("no replies are kept", "mrp benchmark")),
     ):
         fails(judged(project, server, *flags), 2, *words)
@@ -146,6 +147,9 @@ def test_replies_that_are_missing_broken_or_old_are_named(project: Path, server:
     file = project.parent / "run" / "eval" / "said.json"
     write_json(project.parent / "run" / "run.json", {"fingerprint": "new"})
     fails(judged(project, server), 2, "trained anew", "mrp eval")
+    (project.parent / "run" / "run.json").unlink()
+    write_json(file.with_name("results.json"), {"trained": "", "models": {"base": "b" * 64, "tuned": "n" * 64}})
+    fails(judged(project, server), 2, "trained anew", "mrp eval")  # `mrp eval --only lore` after another training
     for text in ('{"version": 1, "people": {}}', '{"version": 2}', "[]", "{"):
         file.write_text(text, encoding="utf-8")
         fails(judged(project, server), 2, "said.json")
@@ -164,3 +168,31 @@ def test_two_runs_are_compared_where_both_spoke(project: Path, server: JudgeLLM,
     assert not any("Oof." in str(material) for material in server.asked_for)
     stranger = evaluated(tmp_path / "three", place(77, "Oh.", "Oof."), model="s")
     fails(judged(project, server, "--against", stranger), 2, "share no place", "--seed")
+
+
+def test_what_a_judge_writes_stays_text(project: Path, server: JudgeLLM) -> None:
+    wild = "<script>alert(1)</script> | **x** \\ud83d \x1b[31m"
+    server.decide = lambda material: marks(3) if "reply" in material else f'{{"why": "{wild}", "better": "A"}}'
+    done = judged(project, server)
+    assert done.code == 0, done.err
+    home = project.parent / "run" / "eval"
+    assert "<script" not in (home / "judge.html").read_text(encoding="utf-8")
+    assert "\x1b" not in (home / "judge.md").read_text(encoding="utf-8") + done.out
+    server.decide = lambda _: NONSENSE + " \ud83d"  # half of an emoji, as a server that cut its text sends it
+    assert judged(project, server, "--seed", 7).code == 0
+
+
+def test_a_stopped_judging_keeps_its_answers(project: Path, server: JudgeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = JudgeServer.ask
+
+    def stopped(self: JudgeServer, messages: Any) -> Any:
+        if len(server.bodies) == 9:
+            raise KeyboardInterrupt
+        return ask(self, messages)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JudgeServer, "ask", stopped)
+        done = judged(project, server, "--threads", 1)
+    assert done.code == 130 and "mrp judge" in done.err
+    assert not (project.parent / "run" / "eval" / "judge.json").exists()
+    assert judged(project, server).code == 0 and len(server.bodies) == 40
