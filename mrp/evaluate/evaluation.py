@@ -83,6 +83,7 @@ def evaluate(
         results["command"] = command
         folder = run.folder / FOLDER
         write_json(folder / RESULTS, results)
+        work.write_said(folder, results)
         write_reports(folder, results)
     return results | {"folder": str(run.folder)}
 
@@ -112,6 +113,14 @@ class _Evaluation:
             for side in self.sides:
                 found[side.id] |= self._play(side, parts, replies)
         return self._results(parts, found)
+
+    def write_said(self, folder: Path, results: dict[str, Any]) -> None:
+        """What was said, for a judge (`mrp judge`)."""
+        from mrp.evaluate.judge_material import said_of
+        from mrp.judge.said import FILE, write_said
+
+        if "voice" in results["parts"]:
+            write_said(folder / FILE, said_of(self.material, self.played, results["sides"]))
 
     def _results(self, parts: Sequence[str], found: dict[str, Any]) -> dict[str, Any]:
         run = self.run

@@ -29,7 +29,7 @@ VIEW_NAMES = {
 def write_reports(folder: Path, results: dict[str, Any]) -> None:
     """Write report.html and report.md into `folder`, each whole or not at all."""
     said = findings(results)
-    parts = [part for part in (_found(results, said), *_parts(results), _made(results)) if part[1]]
+    parts = [part for part in (_found(results, said), *_parts(results), _judge(folder), _made(results)) if part[1]]
     title = f"Evaluation of {results['run']}"
     lead = " ".join(said[:2])
     sections = [Section(name, [html(block) for block in blocks]) for name, blocks in parts]
@@ -294,6 +294,14 @@ def _samples(results: dict[str, Any]) -> list[Block]:
                 said = [("real line", s["real"]), (SIDE_NAMES["base"], s["base"]), (SIDE_NAMES["tuned"], s["tuned"])]
                 blocks.append(Compared(s["question"], [(label, text or "(nothing)") for label, text in said]))
     return blocks
+
+
+def _judge(folder: Path) -> Part:
+    """What a judge said of the same replies, where one was asked (`mrp judge`)."""
+    from mrp.judge.report import judge_blocks, kept_judgement
+
+    found = kept_judgement(folder)
+    return "What a judge says", judge_blocks(found) if found else []
 
 
 def _made(results: dict[str, Any]) -> Part:
