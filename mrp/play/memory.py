@@ -93,7 +93,8 @@ def summarise(
     if not lines:
         return summary, "what was dropped is too long to be summed up"
     sampling = Sampling(temperature=0, max_new_tokens=max_tokens, seed=0)
-    reply = Reply(player, "", ids, sampling)
+    asked = player.template.adapted(_asked(summary, lines, name, max_tokens, language), "")
+    reply = Reply(player, "", ids, sampling, messages=asked)  # as messages too, for a server that takes no ids
     for _ in reply:
         pass
     text = " ".join(reply.text.split())

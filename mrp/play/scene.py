@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mrp.data.view import opening_text, view_for_reply
+from mrp.data.view import Message, opening_text, view_for_reply, with_notes
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
-from mrp.play.engine import Sampling
+from mrp.play.engine import Sampling, Token
 from mrp.play.lore import Lore, Used
 from mrp.play.memory import Memory, fit, summarise
 from mrp.play.reply import NOT_TEXT, Player, Reply, names_of_others
@@ -177,24 +177,45 @@ class Stage:
         If the stream is closed before (Ctrl-C), or the engine fails, nothing was said: going on says it anew.
         """
         self._need(character)
-        ids = self.prompt(character)
-        seed = random.Random(f"{self.plan.seed}/{len(self.turns)}/{len(self.silences)}").randrange(2**31)
-        sampling = replace(Sampling.of(self.player.options), seed=seed)
-        others = names_of_others(self.cast, self._everybody(), character)
+        ids, messages = self.ask(character)
         used = self.lore_used
-        reply = Reply(self.player, character, ids, sampling, others)
+        reply = Reply(self.player, character, ids, self.sampling(), self.names_of_others(character), messages)
         yield from reply
-        self._count(character, ids, [token.id for token in reply.tokens if token.id is not None])
-        event: dict[str, Any] = {"speaker": character, "text": reply.text} if reply.text else {"silent": character}
-        event["tokens"] = len(reply.tokens)
-        if reply.guarded:
+        self.lore_used = used  # others may have been asked for meanwhile
+        self.replied(character, ids, reply.text, reply.tokens, reply.guarded, **more)
+
+    def sampling(self) -> Sampling:
+        """That of the next reply; its seed comes from the scene's and from how much was said."""
+        seed = random.Random(f"{self.plan.seed}/{len(self.turns)}/{len(self.silences)}").randrange(2**31)
+        return replace(Sampling.of(self.player.options), seed=seed)
+
+    def names_of_others(self, character: str) -> list[str]:
+        """Names at which a reply of the character stops."""
+        return names_of_others(self.cast, self.everybody(), character)
+
+    def everybody(self) -> list[str]:
+        """Who is there, or ever was."""
+        return list(dict.fromkeys([*self.plan.participants, *(turn.speaker for turn in self.turns)]))
+
+    def replied(
+        self, character: str, ids: list[int], text: str, tokens: Sequence[Token], guarded: bool, **more: Any
+    ) -> None:
+        """Let a reply count that was made elsewhere, after `ask`: its text ("": silence) and what the engine gave."""
+        self._count(character, ids, [token.id for token in tokens if token.id is not None])
+        event: dict[str, Any] = {"speaker": character, "text": text} if text else {"silent": character}
+        event["tokens"] = len(tokens)
+        if guarded:
             event["guarded"] = True
         if self._lore_of(character).entries:
-            event["lore"] = {u.place: u.why for u in used}
+            event["lore"] = {u.place: u.why for u in self.lore_used}
         self.happen(event | more)
 
     def prompt(self, character: str) -> list[int]:
         """The ids that ask for the character's next line. May first fold what no longer fits into its memory."""
+        return self.ask(character)[0]
+
+    def ask(self, character: str) -> tuple[list[int], list[Message]]:
+        """As `prompt`, and the same as messages, for a server that renders them itself."""
         messages = view_for_reply(self.turns, self.plan.participants, character, self.cast, self.plan.scenario)
         opening = opening_text(self.cast, self.plan.scenario)
         options = self.player.options
@@ -205,7 +226,8 @@ class Stage:
             memory = self.memory(character)
             ids, dropped = fit(self.player, messages, memory, room, known, opening)
             if dropped <= memory.dropped:
-                return ids
+                shown = with_notes(messages, memory.note(self.cast.language), known, dropped)
+                return ids, self.player.template.adapted(shown, opening)
             folded, summary = messages[1 + memory.dropped : 1 + dropped], memory.summary
             if budget := min(self.plan.memory, room // 4):
                 name = self.cast.display_name(character)
@@ -224,9 +246,6 @@ class Stage:
         if character not in self.lore:
             self.lore[character] = Lore.of(self.cast, character)
         return self.lore[character]
-
-    def _everybody(self) -> list[str]:
-        return list(dict.fromkeys([*self.plan.participants, *(turn.speaker for turn in self.turns)]))
 
     def _count(self, character: str, ids: list[int], reply: list[int]) -> None:
         """Count what was read, and what of it a cache of the character's last prompt and reply has not."""

@@ -21,6 +21,7 @@ from mrp import __version__
 from mrp.cast import PLAIN, Cast
 from mrp.errors import MrpError
 from mrp.play.reply import Player
+from mrp.play.route import Router
 from mrp.serve import completions, native, responses, scenes
 from mrp.serve.errors import ApiError, ErrorAnswer, answer_error
 from mrp.serve.gate import Gate
@@ -50,9 +51,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def build_app(player: Player, options: ServeOptions, keys: Keys) -> FastAPI:
-    """The application. Closes the player's engine when it shuts down."""
-    service = Service(player, options)
+def build_app(player: Player, options: ServeOptions, keys: Keys, router: Router | None = None) -> FastAPI:
+    """The application. Closes the player's engine when it shuts down. Without a `router`, names alone route."""
+    service = Service(player, options, router)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

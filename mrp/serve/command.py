@@ -52,6 +52,7 @@ def serve_command(
     try:
         import uvicorn
 
+        from mrp.play.room import room_of
         from mrp.serve.app import build_app
         from mrp.serve.gate import GateOptions
         from mrp.serve.keys import load_keys
@@ -64,12 +65,13 @@ def serve_command(
     try:
         with report.waiting("loading the model" if flags.engine == "transformers" else "loading the tokenizer"):
             player = open_engine(run, flags, base, cast, settings, report)
+            router = room_of(run, player).router
         own_names = {name.lower() for name in (*flags.allow_host, flags.host)}
         gate = GateOptions(tuple(sorted(own_names)), requests_per_minute=flags.requests_per_minute)
         limits = (flags.max_running, flags.max_waiting)
         options = ServeOptions(gate, flags.allow_system, *limits, timeout_s=flags.timeout_s)
         config = uvicorn.Config(
-            build_app(player, options, keys),
+            build_app(player, options, keys, router),
             log_config=None,
             access_log=False,
             server_header=False,

@@ -112,6 +112,11 @@ class Line:
         return "length" if self._reply.cut and not self._stops.stopped else "stop"
 
     @property
+    def guarded(self) -> bool:
+        """Whether it ended where another speaker's line would begin."""
+        return self._reply.guarded
+
+    @property
     def token_count(self) -> int:
         """The tokens that the engine gave, those behind a stop included: they were computed."""
         return len(self._reply.tokens)
