@@ -416,6 +416,7 @@ def serve_command(
     drain: Annotated[int, typer.Option(min=0, help="Seconds to finish replies when stopped.")] = 30,
     base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
+    template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
     set_: SET = None,
 ) -> Any:
     """Serve the characters as models of an OpenAI-compatible API."""
@@ -437,7 +438,7 @@ def serve_command(
         timeout_s=timeout,
         drain_s=drain,
     )
-    return serve_command(run, flags, base, cast, settings_given(set_), report)
+    return serve_command(run, flags, base, cast, template, settings_given(set_), report)
 
 
 @command(app, "new-key")

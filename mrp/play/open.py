@@ -79,7 +79,7 @@ def load_player(
 
     on = hardware(precision)
     tokenizer = load_tokenizer(folder)
-    text = _template_text(template) if template else None
+    text = template_text(template) if template else None
     chat_template = ChatTemplate(tokenizer, text, str(template or folder))
     chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter, voices])
     model = load_model(folder, on, chosen)
@@ -161,7 +161,8 @@ def _model_folder(path: Path, base: str | None) -> tuple[Path, Path | None]:
     return path, None
 
 
-def _template_text(path: Path) -> str:
+def template_text(path: Path) -> str:
+    """The chat template in a file."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
