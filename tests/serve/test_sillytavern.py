@@ -106,7 +106,7 @@ def test_several_swipes_and_token_probabilities() -> None:
     assert all(c["logprobs"]["content"][0]["top_logprobs"] for c in choices)
 
 
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
+LOOK = [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
 REFUSALS = {
     "tools": ({"tools": [{"type": "function", "function": {"name": "roll"}}], "tool_choice": "auto"}, "call no tools"),
     "json": ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "no grammar"),
@@ -114,10 +114,7 @@ REFUSALS = {
     "top-k": ({"top_k": 40}, "use top_p"),
     "effort": ({"reasoning_effort": "medium"}, "without a reasoning phase"),
     "hot": ({"temperature": 2.5}, "less than or equal to 2"),
-    "picture": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Look"}, PICTURE]}]},
-        "'image_url' is not supported",
-    ),
+    "picture": ({"messages": [{"role": "user", "content": LOOK}]}, "'image_url' is not supported"),
     "body": ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
 }
 
