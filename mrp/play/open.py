@@ -15,7 +15,7 @@ from mrp.cast import Cast, load_cast
 from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, Run, chat_options, load_run
 from mrp.errors import InputError
 from mrp.models.bases import check_base_folder, find_base
-from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
+from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads, template_text
 from mrp.models.merge import is_merged
 from mrp.plan.chat import choose_chat
 from mrp.plan.shapes import shape_of_folder
@@ -159,11 +159,3 @@ def _model_folder(path: Path, base: str | None) -> tuple[Path, Path | None]:
         raise InputError("this folder holds neither a run nor a model", str(path), fix)
     check_base_folder(path)
     return path, None
-
-
-def template_text(path: Path) -> str:
-    """The chat template in a file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the chat template cannot be read: {error}", str(path), "check --template") from None

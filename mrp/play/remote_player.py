@@ -12,9 +12,8 @@ from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, cha
 from mrp.errors import InputError
 from mrp.files import read_json
 from mrp.models.bases import find_base
-from mrp.models.load import load_tokenizer
+from mrp.models.load import load_tokenizer, template_text
 from mrp.play.engine import Engine
-from mrp.play.open import template_text
 from mrp.play.reply import Player
 from mrp.render import ChatTemplate
 

@@ -72,6 +72,12 @@ def test_a_model_is_served_and_a_stop_lets_what_runs_end(model: Path) -> None:
     assert "Who are you" not in out + err
 
 
+def test_with_a_server_behind_torch_is_not_needed() -> None:
+    rooms = "mrp.serve.app, mrp.play.room, mrp.play.remote_player, mrp.play.remote, mrp.play.failover"
+    program = f"import sys, {rooms}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_a_server_behind_plays(model: Path) -> None:
     with llm(names=["cast", "bajie"], replies=["Ha! 俺老孙！"]) as behind:
         for weights in model.glob("*.safetensors"):
