@@ -16,6 +16,7 @@ import pytest
 from scripted import CAST, ScriptedPlayer, scripted
 from serving import Running, serving
 
+from mrp.lore import LoreEntry
 from mrp.play.engine import Request, Token
 from mrp.serve.keys import add_key, load_keys
 from mrp.serve.page_files import FILES
@@ -23,7 +24,7 @@ from mrp.serve.page_files import FILES
 sync_api = pytest.importorskip("playwright.sync_api", reason="only on machines with playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="only on machines with a Chromium")
-NAMELESS = """[...document.querySelectorAll('button,textarea,input,nav,aside')]
+NAMELESS = """[...document.querySelectorAll('button,textarea,input,select,nav,aside')]
     .filter(node => node.checkVisibility() && !node.textContent.trim() && !node.getAttribute('aria-label'))
     .map(node => node.id || node.className)"""
 sync_api.expect.set_options(timeout=20_000)  # for slow machines
@@ -133,7 +134,7 @@ def test_who_answers_and_why(browser: Any) -> None:
         choose(page, "auto")
         say(page, "Pigsy, are you hungry?")
         assert names(page)[-1] == "Zhu Bajie"
-        assert "Pigsy" in page.locator(".who .why").inner_text()
+        assert page.locator(".who .why").inner_text() == "'pigsy' is called at the start"
 
 
 def test_a_scene_goes_on_is_directed_and_joined(browser: Any) -> None:
@@ -156,6 +157,33 @@ def test_a_scene_goes_on_is_directed_and_joined(browser: Any) -> None:
         assert names(page)[1:3] == ["Tang Sanzang", "Guanyin"]
     last = player.tokenizer.decode(player.engine.prompts[-1])
     assert "A dark wood." in last and "Guanyin: Be calm." in last
+
+
+def test_in_a_scene_one_comes_and_goes_and_the_person_decides_who_speaks(browser: Any) -> None:
+    staff = LoreEntry(keys=["staff"], text="It weighs 13,500 jin.")
+    player = scripted(CAST.model_copy(update={"lore": [staff]}), "A staff!", "Heavy.", "")
+    with serving(player) as server, page_of(browser, server) as page:
+        page.click("#new-scene")
+        for number in range(2):
+            page.locator("#scene-cast input").nth(number).check()
+        page.select_option("#scene-director", "manual")
+        page.click("#scene-begin")
+        assert page.locator("#direct .next").is_disabled()
+        page.locator("#direct button", has_text="Sun Wukong").click()
+        settled(page)
+        page.select_option("#direct select >> nth=0", label="Tang Sanzang comes in")
+        page.locator("#direct button", has_text="Tang Sanzang").click()
+        settled(page)
+        page.select_option("#direct select >> nth=0", label="Sun Wukong leaves")
+        assert page.locator("#direct button", has_text="Sun Wukong").count() == 0
+        page.locator("#direct button", has_text="Zhu Bajie").click()
+        settled(page)
+        said = ["A staff!", "Tang Sanzang comes in", "Heavy.", "Sun Wukong leaves", "(said nothing)"]
+        assert texts(page) == said
+        assert "staff" in page.locator("#thread .turn:last-child .why").last.inner_text()
+    monk, pig = (str(player.tokenizer.decode(player.engine.prompts[k])) for k in (1, 2))
+    assert "staff" not in monk  # he was not there yet
+    assert "A staff!" in pig and "13,500 jin" in pig
 
 
 class Slow:
@@ -244,13 +272,7 @@ def test_nothing_runs_over_the_edge_and_all_has_a_name(browser: Any, size: tuple
         page.click("#about")
         assert "proud and quick" in page.locator("#info").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-        nameless = (
-            "[...document.querySelectorAll('button,textarea,input,nav,aside')].filter(node => node.checkVisibility()"
-        )
-        nameless += (
-            " && !node.textContent.trim() && !node.getAttribute('aria-label')).map(node => node.id || node.className)"
-        )
-        assert page.evaluate(nameless) == []
+        assert page.evaluate(NAMELESS) == []
 
 
 def test_the_files_carry_a_policy_and_name_no_other_place() -> None:
