@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from mrp.serve.page_files import FILES
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="only on machines with playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = os.environ.get("MRP_AXE")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="only on machines with a Chromium")
 NAMELESS = """[...document.querySelectorAll('button,textarea,input,select,nav,aside')]
     .filter(node => node.checkVisibility() && !node.textContent.trim() && !node.getAttribute('aria-label'))
@@ -273,6 +275,41 @@ def test_nothing_runs_over_the_edge_and_all_has_a_name(browser: Any, size: tuple
         assert "proud and quick" in page.locator("#info").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
         assert page.evaluate(NAMELESS) == []
+
+
+@pytest.mark.skipif(not AXE, reason="only on machines with axe-core (npm): MRP_AXE names its axe.min.js")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing(browser: Any, size: tuple[int, int], scheme: str) -> None:
+    """Every view: welcome, chat with persona and lore, the dialog of a new scene, a scene."""
+    faults: list[str] = []
+    # the page's own policy lets no script of others in, and axe is one
+    with serving(scripted(CAST, "Ha!", "Halt!")) as server:
+        with page_of(browser, server, size, color_scheme=scheme, bypass_csp=True) as page:
+            page.add_script_tag(path=AXE)
+
+            def look(view: str) -> None:
+                page.wait_for_timeout(300)  # until nothing fades any more
+                found = page.evaluate("axe.run()")
+                assert len(found["passes"]) > 20
+                faults.extend(f"{view}: {one['id']}: {one['nodes'][0]['html']}" for one in found["violations"])
+
+            look("welcome")
+            page.click(".welcome .faces button:nth-child(2)")
+            say(page, "Who are you?")
+            page.click("#about")
+            look("chat")
+            page.evaluate("document.getElementById('about').click()")
+            page.evaluate("document.getElementById('new-scene').click()")
+            look("dialog")
+            for number in range(2):
+                page.locator("#scene-cast input").nth(number).check()
+            page.click("#scene-begin")
+            page.click("#direct .next")
+            settled(page)
+            page.select_option("#direct select >> nth=0", label="Tang Sanzang comes in")
+            look("scene")
+    assert not faults
 
 
 def test_the_files_carry_a_policy_and_name_no_other_place() -> None:

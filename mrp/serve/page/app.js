@@ -28,7 +28,7 @@ function button(label, work, className = "quiet") {
 const character = (id) => people.characters.find((one) => one.id === id);
 const nameOf = (id) => (id === "auto" ? word("auto") : character(id)?.name ?? id);
 const isScene = (one) => one.model.startsWith("scene:");
-const titleOf = (one) => (isScene(one) ? one.cast.map(nameOf).join(", ") : nameOf(one.model));
+const titleOf = (one) => (isScene(one) ? present(one).map(nameOf).join(", ") : nameOf(one.model));
 
 function toast(text) {
   $("toast").textContent = text;
@@ -103,7 +103,7 @@ function draw() {
 function drawTop() {
   $("title").textContent = chat ? titleOf(chat) : "mRP-LLM";
   $("subtitle").textContent = chat ? (isScene(chat) ? chat.scenario || word("scene") : chat.model === "auto" ? word("autoAbout") : (character(chat.model)?.persona ?? "").split("\n")[0]) : "";
-  $("top-faces").replaceChildren(...(chat ? (chat.model === "auto" ? [face("?")] : chat.cast.slice(0, 5).map((id) => face(nameOf(id)))) : []));
+  $("top-faces").replaceChildren(...(chat ? (chat.model === "auto" ? [face("?")] : present(chat).slice(0, 5).map((id) => face(nameOf(id)))) : []));
 }
 
 function drawThread() {
@@ -239,7 +239,7 @@ function picker(label, choices, chosen, work) {
 
 function drawInfo() {
   if ($("info").hidden) return;
-  const chosen = chat ? chat.cast.map(character).filter(Boolean) : people.characters;
+  const chosen = chat ? present(chat).map(character).filter(Boolean) : people.characters;
   const parts = chosen.map((one) => {
     const box = element("section", "", element("h2", "", face(one.name), one.name));
     if (one.aliases?.length) box.append(element("p", "", `${word("aliases")}: ${one.aliases.join(", ")}`));

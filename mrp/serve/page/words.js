@@ -14,7 +14,7 @@ const WORDS = {
     unreachable: "The server cannot be reached", badImport: "This file holds no chats of this page", imported: "chats brought in",
     silent: "(said nothing)", earlier: "Earlier version", later: "Later version", scene: "Scene", chatWith: "chat",
     enters: "comes in", leaves: "leaves", door: "Come and go …", doorLabel: "Who comes in or leaves", directorLabel: "Who decides who speaks next",
-    "director.natural": "whoever was mentioned, else by lot", "director.round-robin": "one after the other", "director.model": "the model", "director.manual": "I do",
+    "director.natural": "by mention or lot", "director.round-robin": "in turn", "director.model": "the model decides", "director.manual": "I decide",
     full: "The browser has no room left: export and delete old chats",
   },
   zh: {
@@ -31,7 +31,7 @@ const WORDS = {
     unreachable: "连不上服务器", badImport: "这个文件里没有本页的对话", imported: "个对话已导入",
     silent: "（没有说话）", earlier: "上一个版本", later: "下一个版本", scene: "场景", chatWith: "对话",
     enters: "上场", leaves: "离开", door: "上场与离开…", doorLabel: "谁上场，谁离开", directorLabel: "谁来决定下一个说话的人",
-    "director.natural": "提到谁就是谁，否则抽签", "director.round-robin": "轮流", "director.model": "模型", "director.manual": "我来",
+    "director.natural": "看提到谁，或抽签", "director.round-robin": "轮流", "director.model": "模型决定", "director.manual": "我来决定",
     full: "浏览器存满了：请导出并删除旧对话",
   },
 };
