@@ -284,31 +284,31 @@ def test_axe_finds_nothing(browser: Any, size: tuple[int, int], scheme: str) -> 
     """Every view: welcome, chat with persona and lore, the dialog of a new scene, a scene."""
     faults: list[str] = []
     # the page's own policy lets no script of others in, and axe is one
-    with serving(scripted(CAST, "Ha!", "Halt!")) as server:
-        with page_of(browser, server, size, color_scheme=scheme, bypass_csp=True) as page:
-            page.add_script_tag(path=AXE)
+    policy = {"color_scheme": scheme, "bypass_csp": True}
+    with serving(scripted(CAST, "Ha!", "Halt!")) as server, page_of(browser, server, size, **policy) as page:
+        page.add_script_tag(path=AXE)
 
-            def look(view: str) -> None:
-                page.wait_for_timeout(300)  # until nothing fades any more
-                found = page.evaluate("axe.run()")
-                assert len(found["passes"]) > 20
-                faults.extend(f"{view}: {one['id']}: {one['nodes'][0]['html']}" for one in found["violations"])
+        def look(view: str) -> None:
+            page.wait_for_timeout(300)  # until nothing fades any more
+            found = page.evaluate("axe.run()")
+            assert len(found["passes"]) > 20
+            faults.extend(f"{view}: {one['id']}: {one['nodes'][0]['html']}" for one in found["violations"])
 
-            look("welcome")
-            page.click(".welcome .faces button:nth-child(2)")
-            say(page, "Who are you?")
-            page.click("#about")
-            look("chat")
-            page.evaluate("document.getElementById('about').click()")
-            page.evaluate("document.getElementById('new-scene').click()")
-            look("dialog")
-            for number in range(2):
-                page.locator("#scene-cast input").nth(number).check()
-            page.click("#scene-begin")
-            page.click("#direct .next")
-            settled(page)
-            page.select_option("#direct select >> nth=0", label="Tang Sanzang comes in")
-            look("scene")
+        look("welcome")
+        page.click(".welcome .faces button:nth-child(2)")
+        say(page, "Who are you?")
+        page.click("#about")
+        look("chat")
+        page.evaluate("document.getElementById('about').click()")
+        page.evaluate("document.getElementById('new-scene').click()")
+        look("dialog")
+        for number in range(2):
+            page.locator("#scene-cast input").nth(number).check()
+        page.click("#scene-begin")
+        page.click("#direct .next")
+        settled(page)
+        page.select_option("#direct select >> nth=0", label="Tang Sanzang comes in")
+        look("scene")
     assert not faults
 
 
