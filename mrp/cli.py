@@ -516,6 +516,7 @@ def serve_command(
     base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
     cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
     bits: BITS = "auto",
+    template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
     set_: SET = None,
 ) -> Any:
     """Serve the characters as models of an OpenAI-compatible API."""
@@ -538,7 +539,7 @@ def serve_command(
         drain_s=drain,
         bits=bits,
     )
-    return serve_command(run, flags, base, cast, settings_given(set_), report)
+    return serve_command(run, flags, base, cast, template, settings_given(set_), report)
 
 
 @command(app, "new-key")

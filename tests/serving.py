@@ -24,6 +24,7 @@ from mrp.cast import Cast
 from mrp.config import ChatOptions
 from mrp.play.engine import Request, Token
 from mrp.play.reply import Player
+from mrp.play.route import Router
 from mrp.serve.app import build_app
 from mrp.serve.keys import Keys
 from mrp.serve.service import ServeOptions, Service
@@ -47,8 +48,10 @@ class Running:
 
 
 @contextmanager
-def serving(player: Player, options: ServeOptions = ServeOptions(), keys: Keys = Keys({})) -> Iterator[Running]:
-    app = build_app(player, options, keys)
+def serving(
+    player: Player, options: ServeOptions = ServeOptions(), keys: Keys = Keys({}), router: Router | None = None
+) -> Iterator[Running]:
+    app = build_app(player, options, keys, router)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2, lifespan="on")
     server = uvicorn.Server(config)

@@ -69,11 +69,9 @@ def _cpu_has_bf16() -> bool:
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a base or merged folder; `InputError` if it has none that loads."""
     refuse_internlm2(folder)
-    _torch()
-    from transformers import AutoTokenizer
-
+    tokenizer = _transformers().AutoTokenizer  # without torch too: a server that has another behind it needs no more
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return tokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         fix = "put the tokenizer files of the base model into the folder (tokenizer.json, tokenizer_config.json)"
         raise InputError(f"the tokenizer cannot be loaded: {_first_line(error)}", str(folder), fix) from error
@@ -143,14 +141,30 @@ def set_threads(threads: int) -> int:
 
 
 def _torch() -> Any:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _transformers()
     try:
         import torch
-        import transformers  # noqa: F401
     except ImportError as error:
         raise need_extra("train", error.name or "torch") from error
     return torch
 
 
+def _transformers() -> Any:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        import transformers
+    except ImportError as error:
+        raise need_extra("train", error.name or "transformers") from error
+    return transformers
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def template_text(path: Path) -> str:
+    """The chat template in a file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the chat template cannot be read: {error}", str(path), "check --template") from None

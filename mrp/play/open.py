@@ -15,7 +15,7 @@ from mrp.cast import Cast, load_cast
 from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, Run, chat_options, load_run
 from mrp.errors import InputError
 from mrp.models.bases import check_base_folder, find_base
-from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
+from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads, template_text
 from mrp.models.merge import is_merged
 from mrp.models.run_voices import voices_of
 from mrp.plan.chat import choose_chat, predict_chat
@@ -87,7 +87,7 @@ def load_player(
 
     on = hardware(precision)
     tokenizer = load_tokenizer(folder)
-    text = _template_text(template) if template else None
+    text = template_text(template) if template else None
     chat_template = ChatTemplate(tokenizer, text, str(template or folder))
     chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter], voices, chats)
     model = load_model(folder, on, chosen)
@@ -201,10 +201,3 @@ def _model_folder(path: Path, base: str | None) -> tuple[Path, Path | None]:
         raise InputError("this folder holds neither a run nor a model", str(path), fix)
     check_base_folder(path)
     return path, None
-
-
-def _template_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the chat template cannot be read: {error}", str(path), "check --template") from None

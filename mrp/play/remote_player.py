@@ -14,7 +14,7 @@ from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, ChatOptions, cha
 from mrp.errors import InputError
 from mrp.files import read_json
 from mrp.models.bases import find_base
-from mrp.models.load import load_tokenizer
+from mrp.models.load import load_tokenizer, template_text
 from mrp.play.engine import Engine
 from mrp.play.reply import Player
 from mrp.render import ChatTemplate
@@ -30,7 +30,7 @@ def open_anywhere(
     template: Path | None = None,
     flags: dict[str, str] | None = None,
     bits: str = "auto",
-    chats: int | None = None,
+    chats: int | None = 1,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Player:
     """The player of what RUN names: its weights loaded here, or (`url`) those of a server, which may want a key.
@@ -53,7 +53,12 @@ def open_anywhere(
 
 
 def remote_player(
-    path: Path, engine: Engine, *, cast: Path | None = None, flags: dict[str, str] | None = None
+    path: Path,
+    engine: Engine,
+    *,
+    cast: Path | None = None,
+    template: Path | None = None,
+    flags: dict[str, str] | None = None,
 ) -> Player:
     """`path`: a run (trained here or not; its base's tokenizer renders), or a folder with a tokenizer."""
     characters: Cast | None = None
@@ -72,8 +77,9 @@ def remote_player(
             characters = load_cast(path / KEPT_CAST_FILE)
     if cast is not None:
         characters = load_cast(cast)
-    template = ChatTemplate(load_tokenizer(folder), None, str(folder))
-    return Player(engine, template, characters, template.stop_ids(_eos(folder)), options)
+    text = template_text(template) if template else None
+    renderer = ChatTemplate(load_tokenizer(folder), text, str(template or folder))
+    return Player(engine, renderer, characters, renderer.stop_ids(_eos(folder)), options)
 
 
 def _eos(folder: Path) -> int | list[int] | None:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mrp.data.view import Message, opening_text, view_for_reply
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
-from mrp.play.engine import Sampling
+from mrp.play.engine import Sampling, Token
 from mrp.play.lore import Used
 from mrp.play.memory import Memory
 from mrp.play.recall import Recall
@@ -97,14 +97,12 @@ class Stage:
         need_length(text, self.player.options.context_tokens)
         text = NOT_TEXT.sub("", text).strip()
         if speaker in self.plan.persons:
-            text = spoken(text, names_of_all_but(self.cast, self._everybody(), speaker))
+            text = spoken(text, names_of_all_but(self.cast, self.everybody(), speaker))
         if not text:
             raise InputError("this line has no text", speaker, "say something, or /skip")
         for character in self.present:
             if character != speaker and self.cast.get(character) and character not in self.plan.persons:
-                line = view_for_reply(
-                    [Turn(speaker, text)], self._everybody(), character, self.cast, self.plan.scenario
-                )
+                line = view_for_reply([Turn(speaker, text)], self.everybody(), character, self.cast, self.plan.scenario)
                 opening = opening_text(self.cast, self.plan.scenario)
                 self.recall.need_room(self.player, character, line, opening)
         self.happen({"speaker": speaker, "text": text, **more})
@@ -191,19 +189,37 @@ class Stage:
         """
         self._need(character)
         prompt = self.asked(character)
-        seed = random.Random(f"{self.plan.seed}/{len(self.turns)}/{len(self.silences)}").randrange(2**31)
-        sampling = replace(Sampling.of(self.player.options), seed=seed)
-        others = names_of_others(self.cast, self._everybody(), character)
         used = self.recall.used
-        reply = Reply(self.player, character, prompt.ids, sampling, others, prompt.messages)
+        others = self.names_of_others(character)
+        reply = Reply(self.player, character, prompt.ids, self.sampling(), others, prompt.messages)
         yield from reply
-        self._count(character, prompt.ids, [token.id for token in reply.tokens if token.id is not None])
-        event: dict[str, Any] = {"speaker": character, "text": reply.text} if reply.text else {"silent": character}
-        event["tokens"] = len(reply.tokens)
-        if reply.guarded:
+        self.recall.used = used  # others may have been asked for meanwhile
+        self.replied(character, prompt.ids, reply.text, reply.tokens, reply.guarded, **more)
+
+    def sampling(self) -> Sampling:
+        """That of the next reply; its seed comes from the scene's and from how much was said."""
+        seed = random.Random(f"{self.plan.seed}/{len(self.turns)}/{len(self.silences)}").randrange(2**31)
+        return replace(Sampling.of(self.player.options), seed=seed)
+
+    def names_of_others(self, character: str) -> list[str]:
+        """Names at which a reply of the character stops."""
+        return names_of_others(self.cast, self.everybody(), character)
+
+    def everybody(self) -> list[str]:
+        """Who is there, or ever was."""
+        return list(dict.fromkeys([*self.plan.participants, *(turn.speaker for turn in self.turns)]))
+
+    def replied(
+        self, character: str, ids: list[int], text: str, tokens: Sequence[Token], guarded: bool, **more: Any
+    ) -> None:
+        """Let a reply count that was made elsewhere, after `asked`: its text ("": silence), what the engine gave."""
+        self._count(character, ids, [token.id for token in tokens if token.id is not None])
+        event: dict[str, Any] = {"speaker": character, "text": text} if text else {"silent": character}
+        event["tokens"] = len(tokens)
+        if guarded:
             event["guarded"] = True
         if self.recall.lore(character).entries:
-            event["lore"] = {u.place: u.why for u in used}
+            event["lore"] = {u.place: u.why for u in self.recall.used}
         self.happen(event | more)
 
     def prompt(self, character: str) -> list[int]:
@@ -232,9 +248,6 @@ class Stage:
 
     def _keep(self, character: str, summary: str, dropped: int) -> None:
         self.happen({"memory": character, "summary": summary, "dropped": dropped})
-
-    def _everybody(self) -> list[str]:
-        return list(dict.fromkeys([*self.plan.participants, *(turn.speaker for turn in self.turns)]))
 
     def _count(self, character: str, ids: list[int], reply: list[int]) -> None:
         """Count what was read, and what of it a cache of the character's last prompt and reply has not."""

@@ -79,7 +79,8 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         async def push(data: bytes, more: bool = True) -> None:
-            await asyncio.wait_for(send({"type": "http.response.body", "body": data, "more_body": more}), self.write_s)
+            async with asyncio.timeout(self.write_s):  # not `wait_for`, which can swallow a cancellation (Python 3.11)
+                await send({"type": "http.response.body", "body": data, "more_body": more})
 
         try:
             async for event in self.events:

@@ -21,9 +21,10 @@ from mrp import __version__
 from mrp.cast import PLAIN, Cast
 from mrp.errors import MrpError
 from mrp.play.reply import Player
+from mrp.play.route import Router
 from mrp.serve import completions, native, responses, scenes
 from mrp.serve.errors import ApiError, ErrorAnswer, answer_error
-from mrp.serve.gate import Gate
+from mrp.serve.gate import OPEN, Gate
 from mrp.serve.keys import Keys
 from mrp.serve.page_files import OPEN as PAGE
 from mrp.serve.page_files import add_page
@@ -33,6 +34,7 @@ from mrp.serve.turns import AUTO, find_room
 
 LOG = logging.getLogger("mrp.serve")
 SUMMARY_CHARACTERS = 200
+RETRY = {"Retry-After": {"description": "Seconds until it is worth another try", "schema": {"type": "integer"}}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "The request is wrong, or asks for what is not supported"},
     401: {"model": ErrorAnswer, "description": "No valid API key"},
@@ -42,17 +44,17 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     415: {"model": ErrorAnswer, "description": "The body is not JSON"},
     421: {"model": ErrorAnswer, "description": "The server is not known under this name"},
     422: {"model": ErrorAnswer, "description": "Never sent: a wrong request is a 400 here"},
-    429: {"model": ErrorAnswer, "description": "Too many requests; see Retry-After"},
+    429: {"model": ErrorAnswer, "description": "Too many requests, or the queue is full", "headers": RETRY},
     500: {"model": ErrorAnswer, "description": "A fault of the server"},
     502: {"model": ErrorAnswer, "description": "The model behind failed"},
-    503: {"model": ErrorAnswer, "description": "The model behind is busy"},
+    503: {"model": ErrorAnswer, "description": "The model behind is busy", "headers": RETRY},
     504: {"model": ErrorAnswer, "description": "The reply took too long"},
 }
 
 
-def build_app(player: Player, options: ServeOptions, keys: Keys) -> FastAPI:
-    """The application. Closes the player's engine when it shuts down."""
-    service = Service(player, options)
+def build_app(player: Player, options: ServeOptions, keys: Keys, router: Router | None = None) -> FastAPI:
+    """The application. Closes the player's engine when it shuts down. Without a `router`, names alone route."""
+    service = Service(player, options, router)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,9 +77,21 @@ def build_app(player: Player, options: ServeOptions, keys: Keys) -> FastAPI:
     _add_models(app, service)
     _add_health(app, service)
     add_page(app)
-    paths = {str(path) for path in app.openapi()["paths"]} | {"/openapi.json", *PAGE}
+    document = app.openapi()  # kept by FastAPI, which gives out this one
+    if keys:
+        _tell_of_keys(document)
+    paths = {str(path) for path in document["paths"]} | {"/openapi.json", *PAGE}
     app.add_middleware(Gate, options=options.gate, keys=keys, metrics=service.metrics, paths=paths)
     return app
+
+
+def _tell_of_keys(document: dict[str, Any]) -> None:
+    """Which operations want a key, for the clients that read it from the document."""
+    document.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"key": []}]
+    for path in OPEN:
+        for operation in document["paths"].get(path, {}).values():
+            operation["security"] = []
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

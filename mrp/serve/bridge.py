@@ -54,7 +54,13 @@ async def bridged(
     future.add_done_callback(lambda _: when_over())
     end = loop.time() + timeout_s
     try:
-        while not isinstance(item := await asyncio.wait_for(queue.get(), max(end - loop.time(), 0)), _End):
+        while True:
+            async with asyncio.timeout_at(end):  # not `wait_for`, which can swallow a cancellation (Python 3.11)
+                item = await queue.get()
+            if isinstance(item, _End):
+                break
+            if loop.time() > end:  # where the next item is always there already, nothing waits and nothing times out
+                raise TimeoutError
             yield item
         if item.error is not None:
             raise item.error

@@ -1,62 +1,63 @@
-"""Who answers: the seam between the server and the router.
+"""Who answers at the server: the router for `auto`, the natural director for `scene:`, as in every other room.
 
-    choose_character(player, turns, current="wukong", candidates=["wukong", "bajie"])
-    Choice("bajie", "named: Pigsy", None)
-
-Here: whoever the last line names, else who answered last. `next_in_scene` keeps a scene going the same way, in turn.
+choose_speaker(player, router, find_room(cast, "auto"), asked)
+Choice("bajie", "'pigsy' is called at the start", 1.0, {...})
 """
 
 from __future__ import annotations
 
-import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mrp.cast import Cast
 from mrp.dialogue import Turn
+from mrp.play.director import choose
 from mrp.play.reply import Player
+from mrp.play.route import Router
+from mrp.play.scene import Stage
+from mrp.play.scene_plan import ScenePlan
+from mrp.serve.turns import Asked, Room
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Who speaks, and why. `confidence` (0 to 1): None where nothing was estimated."""
+    """Who speaks, and why. `confidence` (0 to 1) and `scores` (of each candidate): None where nothing was estimated."""
 
     character: str
     reason: str
     confidence: float | None = None
+    scores: dict[str, float] | None = None
 
 
-def choose_character(player: Player, turns: Sequence[Turn], current: str | None, candidates: Sequence[str]) -> Choice:
-    """Who of `candidates` answers the last line."""
-    last = next((turn for turn in reversed(turns) if not turn.enters), None)
-    if last and player.cast and (found := named(last.text, player.cast, candidates)):
-        return Choice(found[0], f"named: {found[1]}")
-    if current in candidates:
-        return Choice(str(current), "answered last")
-    return Choice(candidates[0], "nobody is named; the first of the cast")
+def choose_speaker(
+    player: Player, router: Router | None, room: Room, asked: Asked, current: str | None = None, seed: int | None = None
+) -> Choice:
+    """Who has the next line in the room; then counts as there. `current`: who answered last, if the messages do not
+    tell. Equal seeds draw equal lots in a scene.
+    """
+    if room.kind == "one":
+        choice = Choice(room.characters[0], "asked for")
+    elif room.kind == "auto" and router:
+        others = [c for c in room.characters if c != asked.asker] or room.characters  # nobody answers itself
+        choice = by_router(router, asked.chat.turns, asked.last_of(others) or current, others)
+    else:
+        lots = secrets.randbits(31) if seed is None else seed
+        choice = by_director(player, asked.chat.turns, room.characters, lots)
+    asked.chat.join(choice.character)
+    return choice
 
 
-def next_in_scene(player: Player, turns: Sequence[Turn], candidates: Sequence[str]) -> Choice:
-    """Who of `candidates` has the next turn of a scene: one who is named by somebody else, else the next in order."""
-    said = [turn for turn in turns if not turn.enters]
-    last = said[-1] if said else None
-    if last and player.cast:
-        others = [c for c in candidates if c != last.speaker]
-        if found := named(last.text, player.cast, others):
-            return Choice(found[0], f"named: {found[1]}")
-    spoke = next((turn.speaker for turn in reversed(said) if turn.speaker in candidates), None)
-    if spoke is None:
-        return Choice(candidates[0], "opens")
-    return Choice(candidates[(candidates.index(spoke) + 1) % len(candidates)], "next in turn")
+def by_router(router: Router, turns: Sequence[Turn], current: str | None, candidates: Sequence[str]) -> Choice:
+    """Who of `candidates` answers the last line; `current` answered last."""
+    last = next((turn for turn in reversed(turns) if turn.is_line), None)
+    route = router.route(last.text if last else "", current, candidates)
+    return Choice(route.character, route.reason, route.confidence, route.scores)
 
 
-def named(text: str, cast: Cast, candidates: Sequence[str]) -> tuple[str, str] | None:
-    """The candidate named first in `text`, and by which name."""
-    found: list[tuple[int, int, str, str]] = []
-    for character in candidates:
-        for name in cast[character].names:
-            edge = r"(?<![\w])", r"(?![\w])"
-            pattern = re.escape(name) if not name.isascii() else f"{edge[0]}{re.escape(name)}{edge[1]}"
-            if match := re.search(pattern, text, re.IGNORECASE):
-                found.append((match.start(), -len(name), character, match.group()))
-    return min(found)[2:] if found else None
+def by_director(player: Player, turns: Sequence[Turn], characters: Sequence[str], seed: int) -> Choice:
+    """Who of `characters` (two or more) has the next turn of a scene: who was mentioned, else by lot."""
+    stage = Stage(player, ScenePlan(participants=list(characters), seed=seed))
+    stage.turns = list(turns)
+    chosen = choose(stage)
+    assert chosen is not None  # the natural director always names one of two
+    return Choice(chosen.speaker, chosen.why)

@@ -47,12 +47,19 @@ class ServeFlags:
 
 
 def serve_command(
-    run: Path, flags: ServeFlags, base: str | None, cast: Path | None, settings: dict[str, str], report: Reporter
+    run: Path,
+    flags: ServeFlags,
+    base: str | None,
+    cast: Path | None,
+    template: Path | None,
+    settings: dict[str, str],
+    report: Reporter,
 ) -> dict[str, Any]:
     """Serve until SIGTERM or Ctrl-C; what runs then is finished first, for `drain_s` seconds at most."""
     try:
         import uvicorn
 
+        from mrp.play.room import room_of
         from mrp.serve.app import build_app
         from mrp.serve.gate import GateOptions
         from mrp.serve.keys import load_keys
@@ -64,13 +71,14 @@ def serve_command(
     listening = bind(flags.host, flags.port)
     try:
         with report.waiting("loading the model" if flags.engine == "transformers" else "loading the tokenizer"):
-            player = open_engine(run, flags, base, cast, settings, report)
+            player = open_engine(run, flags, base, cast, template, settings, report)
+            router = room_of(run, player).router
         own_names = {name.lower() for name in (*flags.allow_host, flags.host)}
         gate = GateOptions(tuple(sorted(own_names)), requests_per_minute=flags.requests_per_minute)
         limits = (flags.max_running, flags.max_waiting)
         options = ServeOptions(gate, flags.allow_system, *limits, timeout_s=flags.timeout_s)
         config = uvicorn.Config(
-            build_app(player, options, keys),
+            build_app(player, options, keys, router),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -102,7 +110,13 @@ def run_until_stopped(server: Any, listening: socket.socket) -> None:
 
 
 def open_engine(
-    run: Path, flags: ServeFlags, base: str | None, cast: Path | None, settings: dict[str, str], report: Reporter
+    run: Path,
+    flags: ServeFlags,
+    base: str | None,
+    cast: Path | None,
+    template: Path | None,
+    settings: dict[str, str],
+    report: Reporter,
 ) -> Player:
     """The player of a run with the chosen engine."""
     if flags.engine not in ENGINES:
@@ -112,7 +126,15 @@ def open_engine(
             raise InputError("--base-url and --model go with another engine", "--engine", "add --engine openai")
         from mrp.play.open import open_player
 
-        return open_player(run, base=base, cast=cast, flags=settings, bits=flags.bits, chats=flags.max_running)
+        return open_player(
+            run,
+            base=base,
+            cast=cast,
+            template=template,
+            flags=settings,
+            bits=flags.bits,
+            chats=flags.max_running,
+        )
     if not flags.base_urls:
         fix = "for example --base-url http://127.0.0.1:8000/v1"
         raise InputError("the engine openai needs the address of a server", "--base-url", fix)
@@ -126,7 +148,7 @@ def open_engine(
 
     key = os.environ.get("MRP_UPSTREAM_KEY")
     engines = [OpenAIEngine(url, flags.model, api_key=key, warn=report.warn) for url in flags.base_urls]
-    return remote_player(run, FailoverEngine(engines), cast=cast, flags=settings)
+    return remote_player(run, FailoverEngine(engines), cast=cast, template=template, flags=settings)
 
 
 def check_exposure(host: str, has_keys: bool, insecure: bool) -> None:

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from mrp.play.engine import Sampling, Token
 from mrp.serve.answer import Events, EventStream, begun, while_there
 from mrp.serve.choose import Choice as Chosen
+from mrp.serve.choose import choose_speaker
 from mrp.serve.errors import ApiError
 from mrp.serve.schemas import (
     ChatCompletion,
@@ -49,10 +50,11 @@ def plan(service: Service, body: ChatRequest) -> Plan:
     player = service.player
     room = find_room(player.cast, body.model)
     asked = read_request(player, room, body.messages)
-    character = asked.choice.character
+    choice = choose_speaker(player, service.router, room, asked, seed=body.seed)
+    character = choice.character
     lines = service.lines(asked.chat, character, asked.scenario, sampling_of(service, body), body.stops, body.n or 1)
     prefix = shown(player.cast, character) if room.shows_names and player.cast else ""
-    return Plan(lines, said_by(service, asked.choice, lines), prefix, bool(body.logprobs))
+    return Plan(lines, said_by(service, choice, lines), prefix, bool(body.logprobs))
 
 
 def said_by(service: Service, choice: Chosen, lines: Lines) -> Said:

@@ -88,6 +88,9 @@ def _invalid(error: RequestValidationError) -> ApiError:
     for fault in error.errors():
         place = [str(part) for part in fault["loc"][1:] if not str(part).startswith(("function-", "list[", "str"))]
         faults.append((".".join(place) or None, str(fault["msg"]).removeprefix("Value error, ")))
+    places = [place for place, _ in faults if place]
+    # of a value that may be this or that, what was wrong within it says more than that it is not the other
+    faults = [f for f in faults if not any(place.startswith(f"{f[0]}.") for place in places)]
     message = "; ".join(f"{place}: {text}" if place else text for place, text in faults[:20])
     return ApiError(400, message, faults[0][0], "invalid_request")
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mrp.play.engine import Engine, Request, Sampling, TextStream, Token
-from mrp.play.reply import Player, Reply
-from mrp.serve.prompt import Prompt
+from mrp.play.reply import Player, Prompt, Reply
 from mrp.serve.stops import StopTexts
 
 
@@ -110,6 +109,11 @@ class Line:
     @property
     def finish_reason(self) -> Literal["stop", "length"]:
         return "length" if self._reply.cut and not self._stops.stopped else "stop"
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it ended where another speaker's line would begin."""
+        return self._reply.guarded
 
     @property
     def token_count(self) -> int:

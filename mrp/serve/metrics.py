@@ -26,7 +26,11 @@ class Metrics:
             "mrp_reply_failures", "Replies that broke off", ["character", "reason"], registry=registry
         )
         self.first = Histogram(
-            "mrp_first_token_seconds", "Time to first text", ["character"], buckets=SECONDS, registry=registry
+            "mrp_first_token_seconds",
+            "Time to first text, the wait included",
+            ["character"],
+            buckets=SECONDS,
+            registry=registry,
         )
         self.speed = Histogram(
             "mrp_tokens_per_second", "Speed of a reply", ["character"], buckets=SPEEDS, registry=registry

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from mrp.cast import Cast
+from mrp.serve.choose import choose_speaker
 from mrp.serve.errors import ApiError
 from mrp.serve.schemas import MAX_MESSAGES, ChatMessage, Strict
 from mrp.serve.service import Service
@@ -51,6 +52,7 @@ class RouteAnswer(BaseModel):
     name: str
     reason: str
     confidence: float | None
+    scores: dict[str, float] = Field(description="The share of each candidate; they sum to 1")
 
 
 def router(service: Service, refusals: dict[int | str, dict[str, Any]]) -> APIRouter:
@@ -92,6 +94,12 @@ def _route(service: Service, body: RouteRequest) -> RouteAnswer:
     if body.candidates:
         room = Room(tuple(dict.fromkeys(find_room(cast, name).characters[0] for name in body.candidates)), "auto")
     current = find_room(cast, body.current).characters[0] if body.current else None
-    choice = read_request(service.player, room, body.messages, current).choice
-    name = cast.display_name(choice.character)
-    return RouteAnswer(character=choice.character, name=name, reason=choice.reason, confidence=choice.confidence)
+    asked = read_request(service.player, room, body.messages)
+    choice = choose_speaker(service.player, service.router, room, asked, current)
+    return RouteAnswer(
+        character=choice.character,
+        name=cast.display_name(choice.character),
+        reason=choice.reason,
+        confidence=choice.confidence,
+        scores=choice.scores or {},
+    )

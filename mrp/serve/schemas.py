@@ -43,6 +43,7 @@ REFUSED: Refusals = {
     "logit_bias": ((), "this server does not bias single tokens"),
     "prediction": ((), "predicted outputs are not supported"),
     "reasoning_effort": (("none",), "characters answer without a reasoning phase"),
+    "include_reasoning": ((False,), "characters answer without a reasoning phase"),
     "verbosity": (("medium",), "use max_tokens for the length of a reply"),
     "store": ((False,), "this server keeps no conversations"),
     "metadata": ((), "this server keeps no conversations"),
@@ -95,6 +96,14 @@ class Strict(BaseModel):
 class TextPart(Strict):
     type: Literal["text", "input_text", "output_text"]
     text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in ("text", "input_text", "output_text"):
+            raise ValueError(f"a part of the type {kind!r} is not supported: characters read text alone")
+        return value
 
 
 class ChatMessage(Strict):

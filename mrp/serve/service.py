@@ -13,18 +13,21 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
-from mrp.play.reply import Player, names_of_others
+from mrp.play.reply import Player, Prompt, names_of_others
+from mrp.play.route import Router
 from mrp.serve.bridge import bridged
 from mrp.serve.errors import ApiError
 from mrp.serve.gate import GateOptions
 from mrp.serve.generate import Line, Piece
 from mrp.serve.limits import Slots
 from mrp.serve.metrics import Metrics
-from mrp.serve.prompt import Prompt, prompt_of
+from mrp.serve.prompt import prompt_of
+
+NOBODY = "none"  # in the counters, where a reply failed before it was decided who speaks
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,25 @@ class ServeOptions:
     wait_s: float = 60.0  # for a place
     timeout_s: float = 600.0  # of a whole request
     write_s: float = 30.0  # for a client to take a piece of a stream
+
+
+class Speaking(Protocol):
+    """Replies in the making: work for a thread (`bridge.py`), and what is counted of it."""
+
+    @property
+    def character(self) -> str:
+        """Who speaks; "" where that is not decided yet."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def reply_tokens(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[int, Piece | None]]: ...
+
+    def cancel(self) -> None: ...
 
 
 class Lines:
@@ -63,8 +85,9 @@ class Lines:
 
 
 class Service:
-    def __init__(self, player: Player, options: ServeOptions) -> None:
+    def __init__(self, player: Player, options: ServeOptions, router: Router | None = None) -> None:
         self.player, self.options = player, options
+        self.router = router or (Router(player.cast) if player.cast else None)
         self.slots = Slots(options.max_running, options.max_waiting, options.wait_s)
         self.metrics = Metrics(self.slots)
         self.pool = ThreadPoolExecutor(options.max_running, thread_name_prefix="reply")
@@ -80,10 +103,7 @@ class Service:
         count: int = 1,
     ) -> Lines:
         """`count` replies of `character` to the conversation, not begun yet. Renders the prompt: for a thread."""
-        context = self.player.options.context_tokens
-        if sampling.max_new_tokens >= context:
-            text = f"max_tokens is {sampling.max_new_tokens}, and the whole context is {context} tokens: ask for less"
-            raise ApiError(400, text, "max_tokens", "context_length_exceeded")
+        self.check_length(sampling.max_new_tokens)
         prompt = prompt_of(chat, character, scenario, sampling.max_new_tokens, self.options.allow_system)
         there = dict.fromkeys([*chat.participants, *(turn.speaker for turn in chat.turns)])
         others = names_of_others(self.player.cast, there, character)
@@ -92,34 +112,43 @@ class Service:
         made = [Line(self.player, character, prompt, each, others, stops) for each in asked]
         return Lines(made, character, prompt, sampling)
 
-    async def run(self, lines: Lines, notes: dict[str, Any]) -> AsyncGenerator[tuple[int, Piece | None], None]:
+    def check_length(self, max_tokens: int) -> None:
+        """`ApiError` where the reply alone could fill the context."""
+        context = self.player.options.context_tokens
+        if max_tokens >= context:
+            text = f"max_tokens is {max_tokens}, and the whole context is {context} tokens: ask for less"
+            raise ApiError(400, text, "max_tokens", "context_length_exceeded")
+
+    async def run(self, lines: Speaking, notes: dict[str, Any]) -> AsyncGenerator[tuple[int, Piece | None], None]:
         """The pieces of `lines`, when a place in the engine is free; counts and notes what came of it."""
-        notes |= {"character": lines.character, "prompt_tokens": lines.prompt_tokens}
+        asked, first_s = time.monotonic(), None
         release = await self.slots.take()
-        begun, first_s = time.monotonic(), None
+        begun = time.monotonic()
         work = bridged(self.pool, lines, release, self.options.timeout_s)
         try:
             async with aclosing(work) as pieces:
                 async for number, piece in pieces:
                     if first_s is None and piece is not None:
-                        first_s = time.monotonic() - begun
+                        first_s = time.monotonic() - asked  # as a client sees it: the wait for a place is part of it
                         notes["first_s"] = round(first_s, 4)
                     yield number, piece
         except TimeoutError:
-            self.metrics.failures.labels(lines.character, "timeout").inc()
+            self.metrics.failures.labels(lines.character or NOBODY, "timeout").inc()
             text = f"the reply took longer than {self.options.timeout_s:g} s"
             raise ApiError(504, text, code="timeout") from None
         except (GeneratorExit, asyncio.CancelledError):
-            self.metrics.failures.labels(lines.character, "client_gone").inc()
+            self.metrics.failures.labels(lines.character or NOBODY, "client_gone").inc()
             raise
         except Exception as error:
-            self.metrics.failures.labels(lines.character, type(error).__name__).inc()
+            self.metrics.failures.labels(lines.character or NOBODY, type(error).__name__).inc()
             notes["error"] = type(error).__name__
             raise
         finally:
-            notes["reply_tokens"] = lines.reply_tokens
-            seconds = time.monotonic() - begun
-            self.metrics.reply(lines.character, lines.prompt_tokens, lines.reply_tokens, first_s, seconds)
+            counts = {"prompt_tokens": lines.prompt_tokens, "reply_tokens": lines.reply_tokens}
+            notes |= {"character": lines.character, **counts}
+            if lines.character:
+                seconds = time.monotonic() - begun
+                self.metrics.reply(lines.character, **counts, first_s=first_s, seconds=seconds)
 
     def close(self) -> None:
         """End what still runs."""

@@ -1,6 +1,6 @@
 """A client's messages as a conversation: who said what, so that the renderer sees what it sees in a chat.
 
-    asked = read_request(player, "wukong", request.messages)
+    asked = read_request(player, room, request.messages)
     asked.chat.turns, asked.scenario
 
 The client's roles say only who is the person and who answers; `name` says who speaks. System messages are the
@@ -19,7 +19,6 @@ from mrp.data.view import NAME_MARK
 from mrp.errors import nearest
 from mrp.play.conversation import Conversation
 from mrp.play.reply import NOT_TEXT, Player
-from mrp.serve.choose import Choice, choose_character, next_in_scene
 from mrp.serve.errors import ApiError
 from mrp.serve.schemas import ChatMessage
 
@@ -40,11 +39,15 @@ class Room:
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation, the client's scenario, and who speaks next."""
+    """A conversation, and the client's scenario."""
 
     chat: Conversation
     scenario: str
-    choice: Choice
+    asker: str | None  # who says the last line, if that is a user's
+
+    def last_of(self, characters: Sequence[str]) -> str | None:
+        """Who of `characters` spoke last."""
+        return next((t.speaker for t in reversed(self.chat.turns) if t.speaker in characters), None)
 
 
 def find_room(cast: Cast | None, model: str) -> Room:
@@ -72,11 +75,8 @@ def _character(cast: Cast, name: str) -> Character:
     return found
 
 
-def read_request(player: Player, room: Room, messages: Sequence[ChatMessage], current: str | None = None) -> Asked:
-    """The conversation of a client's messages. Raises `ApiError` naming the message.
-
-    `current`: who answered last, where the messages do not tell.
-    """
+def read_request(player: Player, room: Room, messages: Sequence[ChatMessage]) -> Asked:
+    """The conversation of a client's messages. Raises `ApiError` naming the message."""
     said = [(k, m) for k, m in enumerate(messages) if m.role in ("user", "assistant")]
     speakers = _speakers(player.cast, room, said)
     names = [name for _, name, _ in speakers if name not in room.characters]
@@ -93,18 +93,8 @@ def read_request(player: Player, room: Room, messages: Sequence[ChatMessage], cu
             chat.turns.pop()
             if messages[k].role == "user":
                 raise ApiError(400, f"messages.{k} is empty; write something, or leave it out", f"messages.{k}.content")
-    choice = _choose(player, room, chat, current)
-    chat.join(choice.character)
-    return Asked(chat, _scenario(messages), choice)
-
-
-def _choose(player: Player, room: Room, chat: Conversation, current: str | None) -> Choice:
-    if room.kind == "scene":
-        return next_in_scene(player, chat.turns, room.characters)
-    if room.kind == "auto":
-        current = next((t.speaker for t in reversed(chat.turns) if t.speaker in room.characters), current)
-        return choose_character(player, chat.turns, current, room.characters)
-    return Choice(room.characters[0], "asked for")
+    asker = speakers[-1][1] if speakers and messages[speakers[-1][0]].role == "user" else None
+    return Asked(chat, _scenario(messages), asker)
 
 
 def _speakers(cast: Cast | None, room: Room, said: Sequence[tuple[int, ChatMessage]]) -> list[tuple[int, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,14 +17,16 @@ import pytest
 from scripted import CAST, ScriptedPlayer, scripted
 from serving import Running, serving
 
+from mrp.lore import LoreEntry
 from mrp.play.engine import Request, Token
 from mrp.serve.keys import add_key, load_keys
 from mrp.serve.page_files import FILES
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="only on machines with playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = os.environ.get("MRP_AXE")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="only on machines with a Chromium")
-NAMELESS = """[...document.querySelectorAll('button,textarea,input,nav,aside')]
+NAMELESS = """[...document.querySelectorAll('button,textarea,input,select,nav,aside')]
     .filter(node => node.checkVisibility() && !node.textContent.trim() && !node.getAttribute('aria-label'))
     .map(node => node.id || node.className)"""
 sync_api.expect.set_options(timeout=20_000)  # for slow machines
@@ -133,7 +136,7 @@ def test_who_answers_and_why(browser: Any) -> None:
         choose(page, "auto")
         say(page, "Pigsy, are you hungry?")
         assert names(page)[-1] == "Zhu Bajie"
-        assert "Pigsy" in page.locator(".who .why").inner_text()
+        assert page.locator(".who .why").inner_text() == "'pigsy' is called at the start"
 
 
 def test_a_scene_goes_on_is_directed_and_joined(browser: Any) -> None:
@@ -156,6 +159,33 @@ def test_a_scene_goes_on_is_directed_and_joined(browser: Any) -> None:
         assert names(page)[1:3] == ["Tang Sanzang", "Guanyin"]
     last = player.tokenizer.decode(player.engine.prompts[-1])
     assert "A dark wood." in last and "Guanyin: Be calm." in last
+
+
+def test_in_a_scene_one_comes_and_goes_and_the_person_decides_who_speaks(browser: Any) -> None:
+    staff = LoreEntry(keys=["staff"], text="It weighs 13,500 jin.")
+    player = scripted(CAST.model_copy(update={"lore": [staff]}), "A staff!", "Heavy.", "")
+    with serving(player) as server, page_of(browser, server) as page:
+        page.click("#new-scene")
+        for number in range(2):
+            page.locator("#scene-cast input").nth(number).check()
+        page.select_option("#scene-director", "manual")
+        page.click("#scene-begin")
+        assert page.locator("#direct .next").is_disabled()
+        page.locator("#direct button", has_text="Sun Wukong").click()
+        settled(page)
+        page.select_option("#direct select >> nth=0", label="Tang Sanzang comes in")
+        page.locator("#direct button", has_text="Tang Sanzang").click()
+        settled(page)
+        page.select_option("#direct select >> nth=0", label="Sun Wukong leaves")
+        assert page.locator("#direct button", has_text="Sun Wukong").count() == 0
+        page.locator("#direct button", has_text="Zhu Bajie").click()
+        settled(page)
+        said = ["A staff!", "Tang Sanzang comes in", "Heavy.", "Sun Wukong leaves", "(said nothing)"]
+        assert texts(page) == said
+        assert "staff" in page.locator("#thread .turn:last-child .why").last.inner_text()
+    monk, pig = (str(player.tokenizer.decode(player.engine.prompts[k])) for k in (1, 2))
+    assert "staff" not in monk  # he was not there yet
+    assert "A staff!" in pig and "13,500 jin" in pig
 
 
 class Slow:
@@ -244,13 +274,42 @@ def test_nothing_runs_over_the_edge_and_all_has_a_name(browser: Any, size: tuple
         page.click("#about")
         assert "proud and quick" in page.locator("#info").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-        nameless = (
-            "[...document.querySelectorAll('button,textarea,input,nav,aside')].filter(node => node.checkVisibility()"
-        )
-        nameless += (
-            " && !node.textContent.trim() && !node.getAttribute('aria-label')).map(node => node.id || node.className)"
-        )
-        assert page.evaluate(nameless) == []
+        assert page.evaluate(NAMELESS) == []
+
+
+@pytest.mark.skipif(not AXE, reason="only on machines with axe-core (npm): MRP_AXE names its axe.min.js")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing(browser: Any, size: tuple[int, int], scheme: str) -> None:
+    """Every view: welcome, chat with persona and lore, the dialog of a new scene, a scene."""
+    faults: list[str] = []
+    # the page's own policy lets no script of others in, and axe is one
+    policy = {"color_scheme": scheme, "bypass_csp": True}
+    with serving(scripted(CAST, "Ha!", "Halt!")) as server, page_of(browser, server, size, **policy) as page:
+        page.add_script_tag(path=AXE)
+
+        def look(view: str) -> None:
+            page.wait_for_timeout(300)  # until nothing fades any more
+            found = page.evaluate("axe.run()")
+            assert len(found["passes"]) > 20
+            faults.extend(f"{view}: {one['id']}: {one['nodes'][0]['html']}" for one in found["violations"])
+
+        look("welcome")
+        page.click(".welcome .faces button:nth-child(2)")
+        say(page, "Who are you?")
+        page.click("#about")
+        look("chat")
+        page.evaluate("document.getElementById('about').click()")
+        page.evaluate("document.getElementById('new-scene').click()")
+        look("dialog")
+        for number in range(2):
+            page.locator("#scene-cast input").nth(number).check()
+        page.click("#scene-begin")
+        page.click("#direct .next")
+        settled(page)
+        page.select_option("#direct select >> nth=0", label="Tang Sanzang comes in")
+        look("scene")
+    assert not faults
 
 
 def test_the_files_carry_a_policy_and_name_no_other_place() -> None:

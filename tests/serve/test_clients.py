@@ -1,11 +1,10 @@
-"""Real clients against a real server: the official one (sync, async, streaming), and SillyTavern's requests."""
+"""The official client against a real server: sync, async, streaming. litellm: `benchmarks/client_litellm.py`."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-import httpx
 import pytest
 from scripted import CAST, scripted
 from serving import Running, echoing, serving
@@ -93,41 +92,3 @@ def test_the_official_client_uses_the_responses_endpoint() -> None:
     assert events[-1].response.output_text == "Ha! 俺老孙！"
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "Ha! 俺老孙！"
     assert [e.sequence_number for e in events] == list(range(len(events)))
-
-
-# What SillyTavern's server sends for "Chat Completion, Custom (OpenAI-compatible)": its system prompts and example
-# lines as system messages, sampling fields with their defaults, and no names.
-TAVERN = {
-    "messages": [
-        {"role": "system", "content": "Write Sun Wukong's next reply in a fictional chat."},
-        {"role": "system", "name": "example_user", "content": "Who goes there?"},
-        {"role": "system", "name": "example_assistant", "content": "Old Monkey!"},
-        {"role": "system", "content": "[Start a new Chat]"},
-        {"role": "assistant", "content": "Ha! Who calls?"},
-        {"role": "user", "content": "It is me."},
-    ],
-    "model": "wukong",
-    "temperature": 1,
-    "max_tokens": 300,
-    "stream": True,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "top_p": 1,
-    "stop": [],
-    "logit_bias": {},
-}
-
-
-def test_the_requests_of_sillytavern_are_understood() -> None:
-    player = scripted(CAST, "Well?", context_tokens=512)
-    with serving(player) as server:
-        assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "wukong"  # its "status check"
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json=TAVERN)
-        assert answer.status_code == 200, answer.text
-        assert answer.text.endswith("data: [DONE]\n\n")
-    prompt = str(player.tokenizer.decode(player.engine.prompts[0]))
-    assert prompt.startswith(
-        "<|im_start|>system\nYou are Sun Wukong, proud and quick.\n\nWrite Sun Wukong's next reply in a fictional chat."
-        "\n\nexample_user: Who goes there?\n\nexample_assistant: Old Monkey!\n\n[Start a new Chat]<|im_end|>\n"
-        "<|im_start|>assistant\nHa! Who calls?<|im_end|>\n<|im_start|>user\nIt is me.<|im_end|>\n"
-    )

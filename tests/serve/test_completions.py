@@ -14,6 +14,8 @@ from serving import Running, echoing, serving
 
 from mrp.cast import OTHER
 from mrp.play.conversation import Conversation
+from mrp.play.route import Router
+from mrp.play.route_classifier import Prompt, train_classifier
 from mrp.serve.schemas import REFUSED
 from mrp.serve.service import ServeOptions
 
@@ -230,31 +232,70 @@ def test_auto_lets_whoever_is_named_answer_and_says_who() -> None:
         assert first["mrp"] == {
             "character": "bajie",
             "name": "Zhu Bajie",
-            "reason": "named: Pigsy",
-            "confidence": None,
+            "reason": "'pigsy' is called at the start",
+            "confidence": 1.0,
             "dropped_messages": 0,
         }
         messages += [first["choices"][0]["message"], message("user", "What else?")]
         second = ask(server, model="auto", messages=messages)
         assert second["mrp"]["character"] == "bajie"
-        assert second["mrp"]["reason"] == "answered last"
+        assert second["mrp"]["reason"] == "Zhu Bajie answers on: nobody is named"
         messages = [*messages[:-1], message("user", "And you, Monkey King?")]
         assert ask(server, model="auto", messages=messages)["mrp"]["character"] == "wukong"
     assert "[user\nPigsy, what do you want?][assistant\nBuns!][user\nWhat else?]" in said(player, 1)
     assert "[user\nSomeone: Pigsy, what do you want?\nZhu Bajie: Buns!\nSomeone: And you, Monkey King?]" in said(player)
 
 
+def test_auto_asks_the_classifier_of_the_run() -> None:
+    prompts = [("Any buns left?", "bajie"), ("Where is your staff?", "wukong"), ("Recite a sutra.", "tang")]
+    classifier = train_classifier([Prompt(text, character, "1") for text, character in prompts * 20], "")
+    player = scripted(CAST, "Here.", "Two.")
+    with serving(player, router=Router(CAST, classifier)) as server:
+        said = ask(server, model="auto", messages=[message("user", "Where is the staff?")])["mrp"]
+        assert (said["character"], said["name"]) == ("wukong", "Sun Wukong")
+        assert 0.5 < said["confidence"] < 1
+        assert "staff" in said["reason"]
+        answer = httpx.post(
+            f"{server.url}/v1/route", json={"messages": [message("user", "Where is the staff?")]}
+        ).json()
+        assert answer["scores"]["wukong"] == pytest.approx(said["confidence"])
+        assert sum(answer["scores"].values()) == pytest.approx(1)
+
+
+def test_nobody_answers_itself() -> None:
+    with serving(scripted(CAST, "Buns!")) as server:
+        messages = [message("user", "I am hungry.", "wukong")]
+        assert ask(server, model="auto", messages=messages)["mrp"]["character"] != "wukong"
+
+
 def test_a_scene_goes_on_turn_by_turn_with_names() -> None:
-    player = scripted(CAST, "Halt!", "Buns?", "No, master.")
+    player = scripted(CAST, "Halt, Pigsy!", "Master Tang Sanzang?", "No, Sun Wukong.")
     with serving(player) as server:
-        messages: list[dict[str, str]] = [message("system", "At the inn.")]
+        opening = "Monkey King, are you there?"
+        messages: list[dict[str, str]] = [message("system", "At the inn."), message("user", opening)]
         texts = []
         for _ in range(3):
             answer = ask(server, model="scene:wukong,bajie,tang", messages=messages)
+            assert answer["mrp"]["reason"] == "was mentioned"
             texts.append(answer["choices"][0]["message"]["content"])
             messages.append(message("assistant", texts[-1]))
-    assert texts == ["Sun Wukong: Halt!", "Zhu Bajie: Buns?", "Tang Sanzang: No, master."]
-    assert said(player).endswith("At the inn.][user\nSun Wukong: Halt!\nZhu Bajie: Buns?][assistant\n")
+    assert texts == ["Sun Wukong: Halt, Pigsy!", "Zhu Bajie: Master Tang Sanzang?", "Tang Sanzang: No, Sun Wukong."]
+    heard = f"Someone: {opening}\nSun Wukong: Halt, Pigsy!\nZhu Bajie: Master Tang Sanzang?"
+    assert said(player).endswith(f"At the inn.][user\n{heard}][assistant\n")
+
+
+def test_nobody_has_two_turns_of_a_scene_in_a_row_and_equal_seeds_draw_equal_lots() -> None:
+    with serving(echoing(max_new_tokens=4)) as server:
+        messages = [message("assistant", "Sun Wukong: Halt!")]
+        chosen = [
+            [
+                ask(server, model="scene:wukong,bajie,tang", messages=messages, seed=s)["mrp"]["character"]
+                for s in range(8)
+            ]
+            for _ in range(2)
+        ]
+    assert chosen[0] == chosen[1]
+    assert set(chosen[0]) == {"bajie", "tang"}
 
 
 def test_who_is_named_in_a_scene_has_the_next_turn() -> None:

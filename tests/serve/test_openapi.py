@@ -3,6 +3,7 @@ not, and compares the answers with the document."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from scripted import CAST, scripted
 from serving import Running, echoing, serving
 
 from mrp.serve.gate import GateOptions
+from mrp.serve.keys import add_key, load_keys
 from mrp.serve.responses import REFUSED as RESPONSES_REFUSED
 from mrp.serve.responses import ResponsesRequest
 from mrp.serve.schemas import REFUSED, ChatRequest
@@ -42,6 +44,18 @@ def test_every_operation_is_documented() -> None:
     for path, verb, entry in operations:
         assert entry.get("description"), (verb, path)
         assert entry["responses"]["400"]["content"]["application/json"], (verb, path)
+
+
+def test_the_document_tells_which_operations_want_a_key(tmp_path: Path) -> None:
+    key = add_key(tmp_path / "keys", "me")
+    with serving(scripted(CAST), keys=load_keys(tmp_path / "keys")) as server:
+        document = httpx.get(f"{server.url}/openapi.json").json()
+        gets = {path: verbs["get"] for path, verbs in document["paths"].items() if "get" in verbs and "{" not in path}
+        assert len(gets) >= 5
+        for path, operation in gets.items():
+            wants_one = operation.get("security", document["security"]) != []
+            assert httpx.get(server.url + path).status_code == (401 if wants_one else 200), path
+            assert httpx.get(server.url + path, headers={"Authorization": f"Bearer {key}"}).status_code == 200, path
 
 
 def test_the_server_answers_as_the_document_says() -> None:

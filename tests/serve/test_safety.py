@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import logging
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from scripted import CAST, scripted
 from serving import Running, echoing, serving, with_gate
 
 from mrp.errors import InputError, ManyFaults
+from mrp.serve.bridge import bridged
 from mrp.serve.command import bind, check_exposure
 from mrp.serve.gate import GateOptions
 from mrp.serve.keys import Keys, add_key, load_keys
@@ -276,3 +282,57 @@ def test_the_engine_is_closed_with_the_server() -> None:
     with serving(player, keys=Keys({})):
         pass
     assert player.engine.closed
+
+
+def test_who_leaves_in_the_moment_in_which_a_piece_comes_is_gone() -> None:
+    """`asyncio.wait_for` lost this cancellation, and the reply went on for nobody."""
+    told, over = threading.Semaphore(0), threading.Event()
+
+    class Pieces:
+        def __iter__(self) -> Iterator[int]:
+            for number in range(3):
+                told.acquire()
+                yield number
+
+        def cancel(self) -> None:
+            over.set()
+            told.release(3)
+
+    async def leave() -> bool:
+        pool = ThreadPoolExecutor(1)
+
+        async def listen() -> None:
+            async with aclosing(bridged(pool, Pieces(), lambda: None, timeout_s=60)) as pieces:
+                async for _ in pieces:
+                    pass
+
+        listening = asyncio.create_task(listen())
+        await asyncio.sleep(0.05)
+        told.release()
+        time.sleep(0.1)  # the loop stands still: the piece and the leaving come in one of its rounds
+        asyncio.get_running_loop().call_soon(listening.cancel)
+        await asyncio.wait({listening}, timeout=5)
+        return listening.cancelled()
+
+    assert asyncio.run(leave())
+    assert over.is_set()
+
+
+def test_a_reply_whose_pieces_never_stop_coming_ends_in_time() -> None:
+    class Pieces:
+        def __iter__(self) -> Iterator[int]:
+            return itertools.takewhile(lambda _: not self.over, itertools.count())
+
+        over = False
+
+        def cancel(self) -> None:
+            self.over = True
+
+    async def count() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            async with aclosing(bridged(pool, Pieces(), lambda: None, timeout_s=0.1)) as pieces:
+                async for _ in pieces:
+                    pass
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(count(), 20))

@@ -19,6 +19,8 @@ from loopback_llm import Fault, llm
 from projects import write_yaml
 from scripted import CAST
 
+from mrp.models.load import load_tokenizer
+
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 BODY = {"model": "wukong", "messages": [{"role": "user", "content": "Who are you?"}]}
 
@@ -70,6 +72,12 @@ def test_a_model_is_served_and_a_stop_lets_what_runs_end(model: Path) -> None:
     assert "Who are you" not in out + err
 
 
+def test_with_a_server_behind_torch_is_not_needed() -> None:
+    rooms = "mrp.serve.app, mrp.play.room, mrp.play.remote_player, mrp.play.remote, mrp.play.failover"
+    program = f"import sys, {rooms}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_a_server_behind_plays(model: Path) -> None:
     with llm(names=["cast", "bajie"], replies=["Ha! 俺老孙！"]) as behind:
         for weights in model.glob("*.safetensors"):
@@ -87,6 +95,18 @@ def test_a_server_behind_plays(model: Path) -> None:
             assert "[DONE]" not in text
             assert '"finish_reason":"stop"' not in text
         assert [body["model"] for body in behind.asked("/v1/completions")] == ["cast", "bajie", "cast", "cast"]
+
+
+def test_another_template_renders(model: Path, tmp_path: Path) -> None:
+    template, tokenizer = tmp_path / "other.jinja", load_tokenizer(model)
+    template.write_text(tokenizer.chat_template.replace("<|im_start|>", "<|im_start|>The "), encoding="utf-8")
+    with llm(names=["cast"], replies=["Ha!"]) as behind:
+        more = ("--engine", "openai", "--base-url", f"{behind.url}/v1", "--template", template)
+        with served(model, *more) as (_, url):
+            assert httpx.post(f"{url}/v1/chat/completions", json=BODY, timeout=30).status_code == 200
+        (asked,) = behind.asked("/v1/completions")
+    prompt = tokenizer.decode(asked["prompt"])
+    assert prompt.endswith("<|im_start|>The user\nWho are you?<|im_end|>\n<|im_start|>The assistant\n")
 
 
 def test_flags_that_do_not_go_together_are_named(model: Path, tmp_path: Path) -> None:

@@ -26,34 +26,53 @@ export async function cast() {
   return (await answered(await fetch("v1/cast", { headers: headers() }))).json();
 }
 
-/**
- * One reply, piece by piece. `onPiece(text)` hears each piece, `onWho({character, reason})` who answers, as soon as it is known.
- * Returns the finish_reason. A stream that ends without one was cut off, and is told as a fault.
- */
-export async function reply(body, { onPiece, onWho, signal }) {
-  const response = await answered(await fetch("v1/chat/completions", {
+/** The events of a streamed answer. One that says that the reply broke off is told as a fault. */
+async function* streamed(path, body, signal) {
+  const response = await answered(await fetch(path, {
     method: "POST",
     headers: { "Content-Type": "application/json", ...headers() },
     body: JSON.stringify({ ...body, stream: true }),
     signal,
   }));
-  let finish = "";
-  let told = false;
   for await (const data of events(response.body)) {
-    if (data === "[DONE]") break;
+    if (data === "[DONE]") return;
     const event = JSON.parse(data);
     if (event.error) throw new ApiFault(event.error.message);
+    yield event;
+  }
+}
+
+/**
+ * One reply, piece by piece. `onPiece(text)` hears each piece, `onWho({character, reason, confidence})` who answers, as
+ * soon as it is known. Returns {end: finish_reason}. A stream that ends without one was cut off, and is told as a fault.
+ */
+export async function reply(body, { onPiece, onWho, signal }) {
+  let end = "";
+  let told = false;
+  for await (const event of streamed("v1/chat/completions", body, signal)) {
     if (event.mrp && !told) {
       told = true;
       onWho(event.mrp);
     }
     const choice = event.choices && event.choices[0];
-    // the first chunk of a scene's line holds the speaker's name, for clients that show nothing but the text
+    // the first chunk of `auto` holds the speaker's name, for clients that show nothing but the text
     if (choice && choice.delta && choice.delta.content && !choice.delta.role) onPiece(choice.delta.content);
-    if (choice && choice.finish_reason) finish = choice.finish_reason;
+    if (choice && choice.finish_reason) end = choice.finish_reason;
   }
-  if (!finish) throw new ApiFault("the reply was cut off by the server");
-  return finish;
+  if (!end) throw new ApiFault("the reply was cut off by the server");
+  return { end };
+}
+
+/** The next turn of a scene, in the same way. Returns {end, events}: all that happened in it, the turn last. */
+export async function step(body, { onPiece, onWho, signal }) {
+  let last = null;
+  for await (const event of streamed("v1/scenes/step", body, signal)) {
+    if (event.type === "turn.begin") onWho(event.mrp);
+    if (event.type === "turn.delta") onPiece(event.text);
+    if (event.type === "turn.end") last = event;
+  }
+  if (!last) throw new ApiFault("the reply was cut off by the server");
+  return { end: last.finish_reason, events: last.events };
 }
 
 /** The `data:` of each server-sent event, whatever way the bytes are cut. */

@@ -1,6 +1,8 @@
 // The page: who is there, the chats, the conversation. All that a model says is shown as text, never as markup.
-import { ApiFault, cast as fetchCast, reply } from "./api.js";
-import { addTurn, allChats, dropTurn, findChat, handOut, keep, newChat, path, removeChat, showVersion, takeIn, versions } from "./chats.js";
+import { ApiFault, cast as fetchCast, reply, step } from "./api.js";
+import {
+  addTurn, allChats, dropTurn, findChat, handOut, keep, newChat, path, present, removeChat, sceneOf, showVersion, takeIn, versions,
+} from "./chats.js";
 import { face } from "./faces.js";
 import { switchLanguage, word, writeWords } from "./words.js";
 
@@ -26,7 +28,7 @@ function button(label, work, className = "quiet") {
 const character = (id) => people.characters.find((one) => one.id === id);
 const nameOf = (id) => (id === "auto" ? word("auto") : character(id)?.name ?? id);
 const isScene = (one) => one.model.startsWith("scene:");
-const titleOf = (one) => (isScene(one) ? one.cast.map(nameOf).join(", ") : nameOf(one.model));
+const titleOf = (one) => (isScene(one) ? present(one).map(nameOf).join(", ") : nameOf(one.model));
 
 function toast(text) {
   $("toast").textContent = text;
@@ -101,7 +103,7 @@ function draw() {
 function drawTop() {
   $("title").textContent = chat ? titleOf(chat) : "mRP-LLM";
   $("subtitle").textContent = chat ? (isScene(chat) ? chat.scenario || word("scene") : chat.model === "auto" ? word("autoAbout") : (character(chat.model)?.persona ?? "").split("\n")[0]) : "";
-  $("top-faces").replaceChildren(...(chat ? (chat.model === "auto" ? [face("?")] : chat.cast.slice(0, 5).map((id) => face(nameOf(id)))) : []));
+  $("top-faces").replaceChildren(...(chat ? (chat.model === "auto" ? [face("?")] : present(chat).slice(0, 5).map((id) => face(nameOf(id)))) : []));
 }
 
 function drawThread() {
@@ -121,13 +123,22 @@ function welcome() {
   return element("div", "welcome", element("h2", "", word("welcome")), faces);
 }
 
+const isMove = (turn) => turn.event === "enters" || turn.event === "leaves";
+
 function drawTurn(turn) {
   const mine = turn.speaker === "";
+  if (isMove(turn)) {
+    const note = element("article", "turn note", element("div", "text", `${nameOf(turn.speaker)} ${word(turn.event)}`), drawTools(turn, mine));
+    note.dataset.turn = turn.id;
+    return note;
+  }
   const node = element("article", `turn${mine ? " mine" : ""}${turn.end === "fault" ? " fault" : ""}`);
   node.dataset.turn = turn.id;
   const name = mine ? chat.me || word("you") : nameOf(turn.speaker || chat.model);
   const who = element("div", "who", element("span", "", name));
   if (turn.why) who.append(element("span", "why", turn.why));
+  const lore = Object.values(turn.lore ?? {}).filter((why) => why !== "always");
+  if (lore.length) who.append(element("span", "why", `${word("lore")}: ${lore.join(", ")}`));
   const text = element("div", `text${running?.turn === turn ? " writing" : ""}`, turn.text || (running?.turn === turn ? "" : word("silent")));
   text.dir = "auto";
   node.append(face(name), who, text, drawTools(turn, mine));
@@ -148,6 +159,7 @@ function drawTools(turn, mine) {
     };
     tools.append(step(-1, "earlier"), element("span", "", `${at + 1}/${others.length}`), step(1, "later"));
   }
+  if (isMove(turn)) return tools;
   if (!mine && turn.parent !== undefined && (turn.parent || isScene(chat))) tools.append(button(word("retry"), () => retry(turn)));
   tools.append(button(word("edit"), () => edit(turn)));
   tools.append(button(word("copy"), async () => {
@@ -187,20 +199,47 @@ function retry(turn) {
   answer(turn.speaker && isScene(chat) ? turn.speaker : "");
 }
 
+/** Who speaks next, who comes and goes, and who decides it. */
 function drawDirect() {
   $("direct").hidden = !chat || !isScene(chat);
   if ($("direct").hidden) return;
-  const next = button(word("next"), () => answer(), "next");
-  $("direct").replaceChildren(next, ...chat.cast.map((id) => {
+  const there = present(chat);
+  const speak = there.map((id) => {
     const node = button("", () => answer(id), "");
     node.append(face(nameOf(id), true), nameOf(id));
     return node;
-  }));
+  });
+  const next = button(word("next"), () => answer(), "next");
+  next.disabled = !there.length || chat.director === "manual";
+  const moves = people.characters.map((one) => [there.includes(one.id) ? "leaves" : "enters", one]);
+  const choices = moves.map(([event, one]) => [`${event}:${one.id}`, `${one.name} ${word(event)}`]);
+  const door = picker("door", [["", word("door")], ...choices], "", (value) => {
+    const [event, id] = value.split(":");
+    addTurn(chat, chat.leaf, id, "", { event });
+    save();
+    draw();
+  });
+  const directors = ["natural", "round-robin", "model", "manual"].map((one) => [one, word(`director.${one}`)]);
+  const director = picker("director", directors, chat.director ?? "natural", (value) => {
+    chat.director = value;
+    save();
+    drawDirect();
+    drawButtons();
+  });
+  $("direct").replaceChildren(next, ...speak, door, director);
+}
+
+function picker(label, choices, chosen, work) {
+  const node = document.createElement("select");
+  node.append(...choices.map(([value, text]) => new Option(text, value, false, value === chosen)));
+  node.setAttribute("aria-label", word(`${label}Label`));
+  node.addEventListener("change", () => { if (node.value) work(node.value); });
+  return node;
 }
 
 function drawInfo() {
   if ($("info").hidden) return;
-  const chosen = chat ? chat.cast.map(character).filter(Boolean) : people.characters;
+  const chosen = chat ? present(chat).map(character).filter(Boolean) : people.characters;
   const parts = chosen.map((one) => {
     const box = element("section", "", element("h2", "", face(one.name), one.name));
     if (one.aliases?.length) box.append(element("p", "", `${word("aliases")}: ${one.aliases.join(", ")}`));
@@ -220,7 +259,7 @@ function drawButtons() {
   const busy = running !== null;
   $("send").hidden = busy;
   $("stop").hidden = !busy;
-  for (const node of $("direct").querySelectorAll("button")) node.disabled = busy;
+  $("direct").inert = busy;
   $("language").textContent = word("language");
 }
 
@@ -237,17 +276,19 @@ function messages() {
 async function answer(speaker = "") {
   if (running || !chat) return;
   const own = chat;
-  const body = { model: speaker || own.model, messages: messages() };
+  const [ask, body] = isScene(own)
+    ? [step, { scene: sceneOf(own), ...(speaker ? { character: speaker } : {}) }]
+    : [reply, { model: speaker || own.model, messages: messages() }];
   const turn = addTurn(own, own.leaf, speaker || (own.model === "auto" || isScene(own) ? own.cast[0] : own.model), "");
   const controller = new AbortController();
   running = { controller, chat: own, turn };
   draw();
   try {
-    turn.end = await reply(body, {
+    const { end, events = [] } = await ask(body, {
       signal: controller.signal,
-      onWho: ({ character: who, reason }) => {
+      onWho: ({ character: who, reason, confidence }) => {
         turn.speaker = who || turn.speaker;
-        turn.why = reason || "";
+        turn.why = confidence > 0 && confidence < 1 ? `${reason} (${Math.round(100 * confidence)} %)` : reason || "";
         refresh(turn);
       },
       onPiece: (piece) => {
@@ -255,6 +296,9 @@ async function answer(speaker = "") {
         write(turn);
       },
     });
+    turn.end = end;
+    const said = events.pop();
+    if (said) Object.assign(turn, { event: said.event === "says" ? undefined : said.event, lore: said.lore ?? undefined, before: events });
   } catch (fault) {
     if (fault.name === "AbortError") turn.end = "stopped";
     else failed(fault, turn);
@@ -309,7 +353,8 @@ $("compose").addEventListener("submit", (event) => {
   grow();
   addTurn(chat, chat.leaf, "", text);
   save();
-  answer();
+  if (isScene(chat) && (chat.director === "manual" || !present(chat).length)) draw();
+  else answer();
 });
 
 function grow() {
@@ -342,6 +387,7 @@ $("new-scene").addEventListener("click", () => {
     box.value = one.id;
     return element("label", "", box, face(one.name, true), one.name);
   }));
+  $("scene-director").replaceChildren(...["natural", "round-robin", "model", "manual"].map((one) => new Option(word(`director.${one}`), one)));
   $("scene-fault").textContent = "";
   $("scene-dialog").showModal();
 });
@@ -353,7 +399,9 @@ $("scene-begin").addEventListener("click", (event) => {
     return;
   }
   halt();
-  chat = newChat(`scene:${chosen.join(",")}`, chosen, { scenario: $("scene-scenario").value.trim(), me: $("scene-me").value.trim() });
+  chat = newChat(`scene:${chosen.join(",")}`, chosen, {
+    scenario: $("scene-scenario").value.trim(), me: $("scene-me").value.trim(), director: $("scene-director").value,
+  });
   save();
   draw();
 });

@@ -1,6 +1,7 @@
 // The chats, kept in this browser alone. A chat is a tree of turns: another try, or an edited line, is a new branch.
-//   chat = {id, title, model, cast: [ids], scenario, me, turns: {id: turn}, leaf}
-//   turn = {id, parent, speaker ("" is the person), text, why, end}
+//   chat = {id, title, model, cast: [ids], scenario, me, director, turns: {id: turn}, leaf}
+//   turn = {id, parent, speaker ("" is the person), text, why, end}; in a scene also {event, lore, before}: what it is if
+//   no line (enters, leaves, is silent), the lore that the speaker was told, and what happened right before (a memory)
 const KEY = "mrp.chats";
 
 let chats = read();
@@ -45,8 +46,8 @@ export function keep() {
 export const allChats = () => chats;
 export const findChat = (id) => chats.find((chat) => chat.id === id);
 
-export function newChat(model, cast, { scenario = "", me = "" } = {}) {
-  const chat = { id: unique(), title: "", model, cast, scenario, me, turns: {}, leaf: null };
+export function newChat(model, cast, { scenario = "", me = "", director = "natural" } = {}) {
+  const chat = { id: unique(), title: "", model, cast, scenario, me, director, turns: {}, leaf: null };
   chats.unshift(chat);
   return chat;
 }
@@ -75,6 +76,28 @@ export function path(chat) {
   const turns = [];
   for (let id = chat.leaf; id; id = chat.turns[id].parent) turns.unshift(chat.turns[id]);
   return turns;
+}
+
+/** Whoever of the cast is in the scene now. */
+export function present(chat) {
+  const there = new Set(chat.cast);
+  for (const turn of path(chat)) {
+    if (turn.event === "enters") there.add(turn.speaker);
+    if (turn.event === "leaves") there.delete(turn.speaker);
+  }
+  return [...there];
+}
+
+const NOBODY = "other"; // what the server calls somebody without a name
+
+/** A scene as the server wants it: all that happened up to the turn that is looked at. */
+export function sceneOf(chat) {
+  const turns = path(chat).filter((turn) => turn.end !== "fault" && (turn.text || turn.event)).flatMap((turn) => [
+    ...(turn.before ?? []),
+    { speaker: turn.speaker || chat.me || NOBODY, text: turn.text, event: turn.event ?? "says", lore: turn.lore ?? null },
+  ]);
+  const persons = chat.me ? [chat.me] : [];
+  return { characters: chat.cast, persons, scenario: chat.scenario, director: chat.director ?? "natural", turns };
 }
 
 export function addTurn(chat, parent, speaker, text, more = {}) {

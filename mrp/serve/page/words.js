@@ -13,6 +13,8 @@ const WORDS = {
     noPersona: "No persona is written.", stopped: "stopped", cut: "cut off: the reply was too long", key: "This server wants an API key:",
     unreachable: "The server cannot be reached", badImport: "This file holds no chats of this page", imported: "chats brought in",
     silent: "(said nothing)", earlier: "Earlier version", later: "Later version", scene: "Scene", chatWith: "chat",
+    enters: "comes in", leaves: "leaves", door: "Come and go …", doorLabel: "Who comes in or leaves", directorLabel: "Who decides who speaks next",
+    "director.natural": "by mention or lot", "director.round-robin": "in turn", "director.model": "the model decides", "director.manual": "I decide",
     full: "The browser has no room left: export and delete old chats",
   },
   zh: {
@@ -28,6 +30,8 @@ const WORDS = {
     noPersona: "没有写人设。", stopped: "已停止", cut: "回复太长，被截断", key: "这个服务器需要 API 密钥：",
     unreachable: "连不上服务器", badImport: "这个文件里没有本页的对话", imported: "个对话已导入",
     silent: "（没有说话）", earlier: "上一个版本", later: "下一个版本", scene: "场景", chatWith: "对话",
+    enters: "上场", leaves: "离开", door: "上场与离开…", doorLabel: "谁上场，谁离开", directorLabel: "谁来决定下一个说话的人",
+    "director.natural": "看提到谁，或抽签", "director.round-robin": "轮流", "director.model": "模型决定", "director.manual": "我来决定",
     full: "浏览器存满了：请导出并删除旧对话",
   },
 };
