@@ -40,6 +40,15 @@ class Player:
         return self.template.tokenizer
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What asks for a reply: ids, and the same as messages, for a server that renders them itself."""
+
+    ids: list[int]
+    messages: list[Message]
+    dropped: int  # old messages without room
+
+
 class Reply:
     """A reply in the making: iterate to get its pieces. Outer blanks are never given out.
 

@@ -19,13 +19,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mrp.data.view import Message, opening_text, view_for_reply, with_notes
+from mrp.data.view import opening_text, view_for_reply, with_notes
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
 from mrp.play.engine import Sampling, Token
 from mrp.play.lore import Lore, Used
 from mrp.play.memory import Memory, fit, summarise
-from mrp.play.reply import NOT_TEXT, Player, Reply, names_of_others
+from mrp.play.reply import NOT_TEXT, Player, Prompt, Reply, names_of_others
 from mrp.play.scene_plan import ScenePlan, Step
 
 MOST_SILENCES = 2  # in a row end the scene
@@ -177,12 +177,13 @@ class Stage:
         If the stream is closed before (Ctrl-C), or the engine fails, nothing was said: going on says it anew.
         """
         self._need(character)
-        ids, messages = self.ask(character)
+        prompt = self.asked(character)
         used = self.lore_used
-        reply = Reply(self.player, character, ids, self.sampling(), self.names_of_others(character), messages)
+        others = self.names_of_others(character)
+        reply = Reply(self.player, character, prompt.ids, self.sampling(), others, prompt.messages)
         yield from reply
         self.lore_used = used  # others may have been asked for meanwhile
-        self.replied(character, ids, reply.text, reply.tokens, reply.guarded, **more)
+        self.replied(character, prompt.ids, reply.text, reply.tokens, reply.guarded, **more)
 
     def sampling(self) -> Sampling:
         """That of the next reply; its seed comes from the scene's and from how much was said."""
@@ -200,7 +201,7 @@ class Stage:
     def replied(
         self, character: str, ids: list[int], text: str, tokens: Sequence[Token], guarded: bool, **more: Any
     ) -> None:
-        """Let a reply count that was made elsewhere, after `ask`: its text ("": silence) and what the engine gave."""
+        """Let a reply count that was made elsewhere, after `asked`: its text ("": silence) and what the engine gave."""
         self._count(character, ids, [token.id for token in tokens if token.id is not None])
         event: dict[str, Any] = {"speaker": character, "text": text} if text else {"silent": character}
         event["tokens"] = len(tokens)
@@ -211,11 +212,11 @@ class Stage:
         self.happen(event | more)
 
     def prompt(self, character: str) -> list[int]:
-        """The ids that ask for the character's next line. May first fold what no longer fits into its memory."""
-        return self.ask(character)[0]
+        """The ids that ask for the character's next line: those of `asked`."""
+        return self.asked(character).ids
 
-    def ask(self, character: str) -> tuple[list[int], list[Message]]:
-        """As `prompt`, and the same as messages, for a server that renders them itself."""
+    def asked(self, character: str) -> Prompt:
+        """What asks for the character's next line. May first fold what no longer fits into its memory."""
         messages = view_for_reply(self.turns, self.plan.participants, character, self.cast, self.plan.scenario)
         opening = opening_text(self.cast, self.plan.scenario)
         options = self.player.options
@@ -227,7 +228,7 @@ class Stage:
             ids, dropped = fit(self.player, messages, memory, room, known, opening)
             if dropped <= memory.dropped:
                 shown = with_notes(messages, memory.note(self.cast.language), known, dropped)
-                return ids, self.player.template.adapted(shown, opening)
+                return Prompt(ids, self.player.template.adapted(shown, opening), dropped)
             folded, summary = messages[1 + memory.dropped : 1 + dropped], memory.summary
             if budget := min(self.plan.memory, room // 4):
                 name = self.cast.display_name(character)

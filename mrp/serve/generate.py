@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mrp.play.engine import Engine, Request, Sampling, TextStream, Token
-from mrp.play.reply import Player, Reply
-from mrp.serve.prompt import Prompt
+from mrp.play.reply import Player, Prompt, Reply
 from mrp.serve.stops import StopTexts
 
 

@@ -6,21 +6,13 @@ prompt.ids, prompt.dropped
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mrp.data.view import ASSISTANT, SYSTEM, USER, Message, opening_text, view_for_reply
 from mrp.errors import InputError
 from mrp.play.conversation import Conversation
+from mrp.play.reply import Prompt
 from mrp.serve.errors import ApiError
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """`messages` are the same as `ids`, for a server that renders them itself. `dropped`: old ones without room."""
-
-    ids: list[int]
-    messages: list[Message]
-    dropped: int
 
 
 def prompt_of(

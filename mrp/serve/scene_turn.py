@@ -21,7 +21,6 @@ from mrp.play.scene import Stage
 from mrp.serve.choose import Choice
 from mrp.serve.errors import ApiError
 from mrp.serve.generate import Cancellable, Line, Piece
-from mrp.serve.prompt import Prompt
 from mrp.serve.scene_state import SceneState, SceneTurn, character_id, stage_of
 from mrp.serve.schemas import MAX_STOPS, Strict
 from mrp.serve.service import Lines, Service
@@ -75,15 +74,14 @@ class NextTurn:
         self.choice = self._choose(stage)
         character = self.choice.character
         try:
-            ids, messages = stage.ask(character)
+            prompt = stage.asked(character)
         except InputError as error:
             raise ApiError(400, f"{error.what}; {error.fix}", "scene", "context_length_exceeded") from None
-        prompt = Prompt(ids, messages, stage.memory(character).dropped)
         sampling = self._sampling(stage)
         line = Line(self._player, character, prompt, sampling, stage.names_of_others(character), self.body.stop)
         self.lines = Lines([line], character, prompt, sampling)
         yield from self.lines
-        stage.replied(character, ids, line.text.strip(), line.tokens, line.guarded)
+        stage.replied(character, prompt.ids, line.text.strip(), line.tokens, line.guarded)
 
     def _choose(self, stage: Stage) -> Choice:
         there = [name for name in stage.present if stage.cast.get(name)]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
-from mrp.play.reply import Player, names_of_others
+from mrp.play.reply import Player, Prompt, names_of_others
 from mrp.play.route import Router
 from mrp.serve.bridge import bridged
 from mrp.serve.errors import ApiError
@@ -25,7 +25,7 @@ from mrp.serve.gate import GateOptions
 from mrp.serve.generate import Line, Piece
 from mrp.serve.limits import Slots
 from mrp.serve.metrics import Metrics
-from mrp.serve.prompt import Prompt, prompt_of
+from mrp.serve.prompt import prompt_of
 
 NOBODY = "none"  # in the counters, where a reply failed before it was decided who speaks
 
