@@ -327,7 +327,7 @@ ASKS = {
 def test_what_cannot_be_honoured_is_refused_by_name_with_the_reason(refusing: Running, field: str) -> None:
     error = ask(refusing, 400, **{field: ASKS[field]})["error"]
     assert f"`{field}` is not supported: {REFUSED[field][1]}" in error["message"]
-    assert error["type"] == "invalid_request_error"
+    assert (error["type"], error["param"]) == ("invalid_request_error", field)
 
 
 def test_what_asks_for_nothing_is_no_reason_to_refuse() -> None:
@@ -342,8 +342,8 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse() -> None:
     [
         ({"model": "wukon"}, "model", "did you mean 'wukong'"),
         ({"model": "scene:wukong"}, "model", "two characters"),
-        ({"temprature": 1}, None, "did you mean 'temperature'"),
-        ({"tools": [1], "logit_bias": {"1": 1}, "nonsense": 1}, None, "`tools` .*`logit_bias` .*'nonsense'"),
+        ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
+        ({"tools": [1], "logit_bias": {"1": 1}, "nonsense": 1}, "tools", "`tools` .*`logit_bias` .*'nonsense'"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [HELLO, {"role": "user", "content": " \n"}]}, "messages.1.content", "empty"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0", "role 'tool'"),
