@@ -65,6 +65,7 @@ def said_by(service: Service, choice: Chosen, lines: Lines) -> Said:
         reason=choice.reason,
         confidence=choice.confidence,
         dropped_messages=lines.prompt.dropped,
+        lore=lines.lore,
     )
 
 

@@ -5,6 +5,7 @@ raise ApiError(404, "no model 'wukon'; did you mean 'wukong'?", param="model", c
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import Request
@@ -92,9 +93,16 @@ def _invalid(error: RequestValidationError) -> ApiError:
     # of a value that may be this or that, what was wrong within it says more than that it is not the other
     faults = [f for f in faults if not any(place.startswith(f"{f[0]}.") for place in places)]
     message = "; ".join(f"{place}: {text}" if place else text for place, text in faults[:20])
-    return ApiError(400, message, faults[0][0], "invalid_request")
+    where, what = faults[0]
+    if field := re.match(r"[`'](\w+)[`'] is ", what):  # one that is refused, or that there is none of
+        where = f"{where}.{field[1]}" if where else field[1]
+    return ApiError(400, message, where, "invalid_request")
 
 
-async def answer_error(_: Request, error: Exception) -> JSONResponse:
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """For FastAPI: every exception as an answer."""
-    return as_api_error(error).response()
+    told = as_api_error(error)
+    if told.code == "http_error" and told.status in (404, 405):
+        told.message = f"there is no {request.method} {request.url.path} here; /openapi.json lists what there is"
+        told.code = "unknown_endpoint"
+    return told.response()

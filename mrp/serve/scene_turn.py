@@ -79,7 +79,7 @@ class NextTurn:
             raise ApiError(400, f"{error.what}; {error.fix}", "scene", "context_length_exceeded") from None
         sampling = self._sampling(stage)
         line = Line(self._player, character, prompt, sampling, stage.names_of_others(character), self.body.stop)
-        self.lines = Lines([line], character, prompt, sampling)
+        self.lines = Lines([line], character, prompt, sampling, stage.recall.used)
         yield from self.lines
         stage.replied(character, prompt.ids, line.text.strip(), line.tokens, line.guarded)
 

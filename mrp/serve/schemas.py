@@ -221,6 +221,7 @@ class Said(BaseModel):
     reason: str
     confidence: float | None
     dropped_messages: int = Field(description="The oldest messages that had no room in the context")
+    lore: dict[str, str] = Field({}, description="The lore that the speaker was told, and what brought each entry up")
 
 
 class ReplyMessage(BaseModel):

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
+from mrp.play.lore import Used
 from mrp.play.reply import Player, Prompt, names_of_others
 from mrp.play.route import Router
 from mrp.serve.bridge import bridged
@@ -65,8 +66,11 @@ class Speaking(Protocol):
 class Lines:
     """Replies to one request, one after another. Gives (number, piece), and (number, None) where one ends."""
 
-    def __init__(self, lines: Sequence[Line], character: str, prompt: Prompt, sampling: Sampling) -> None:
+    def __init__(
+        self, lines: Sequence[Line], character: str, prompt: Prompt, sampling: Sampling, lore: Sequence[Used] = ()
+    ) -> None:
         self.lines, self.character, self.prompt, self.sampling = lines, character, prompt, sampling
+        self.lore = {used.place: used.why for used in lore}  # in the prompt
         self.prompt_tokens = len(prompt.ids)
 
     def __iter__(self) -> Iterator[tuple[int, Piece | None]]:
@@ -104,13 +108,14 @@ class Service:
     ) -> Lines:
         """`count` replies of `character` to the conversation, not begun yet. Renders the prompt: for a thread."""
         self.check_length(sampling.max_new_tokens)
-        prompt = prompt_of(chat, character, scenario, sampling.max_new_tokens, self.options.allow_system)
+        most, replaces = sampling.max_new_tokens, self.options.allow_system
+        prompt, lore = prompt_of(chat, character, scenario, most, replaces, sampling.seed)
         there = dict.fromkeys([*chat.participants, *(turn.speaker for turn in chat.turns)])
         others = names_of_others(self.player.cast, there, character)
         seeds = [None if sampling.seed is None else sampling.seed + k for k in range(count)]
         asked = [replace(sampling, seed=seed) for seed in seeds]
         made = [Line(self.player, character, prompt, each, others, stops) for each in asked]
-        return Lines(made, character, prompt, sampling)
+        return Lines(made, character, prompt, sampling, lore)
 
     def check_length(self, max_tokens: int) -> None:
         """`ApiError` where the reply alone could fill the context."""

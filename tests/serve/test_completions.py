@@ -13,7 +13,9 @@ from scripted import CAST, ScriptedPlayer, scripted
 from serving import Running, echoing, serving
 
 from mrp.cast import OTHER
+from mrp.lore import LoreEntry
 from mrp.play.conversation import Conversation
+from mrp.play.recall import Recall
 from mrp.play.route import Router
 from mrp.play.route_classifier import Prompt, train_classifier
 from mrp.serve.schemas import REFUSED
@@ -79,6 +81,29 @@ def test_the_prompt_is_the_one_of_a_chat(lines: list[tuple[str, str]], context_t
     assert player.engine.prompts == [chat.prompt("wukong")]
     assert answer["mrp"]["dropped_messages"] == chat.dropped
     assert answer["usage"]["prompt_tokens"] == len(player.engine.prompts[0])
+
+
+@pytest.mark.parametrize("context_tokens", [2048, 180])
+def test_lore_and_the_setting_of_a_card_are_those_of_a_chat(context_tokens: int) -> None:
+    staff = LoreEntry(keys=["staff"], text="It weighs 13,500 jin.")
+    monkey = CAST.characters[0].model_copy(update={"scenario": "On the Mountain of Flowers.", "lore": [staff]})
+    cast = CAST.model_copy(update={"characters": [monkey, *CAST.characters[1:]], "scenario": "On the road."})
+    options = {"context_tokens": context_tokens, "max_new_tokens": 16}
+    player = scripted(cast, "Heavy!", "Buns!", **options)
+    chat = Conversation(scripted(cast, **options), ["wukong"], recall=Recall(cast, memory_tokens=None))
+    lines = [(None, "Hello there, whoever you are."), ("wukong", "Ha! Who calls Old Monkey?"), (None, "Whose staff?")]
+    for speaker, text in lines:
+        chat.say(text, speaker)
+    with serving(player) as server:
+        messages = [message("assistant" if speaker else "user", text) for speaker, text in lines]
+        first = ask(server, messages=messages)["mrp"]
+        assert player.engine.prompts == [chat.prompt("wukong")]
+        assert (first["lore"], first["dropped_messages"]) == ({"wukong.lore[0]": "staff"}, chat.dropped)
+        assert ask(server, model="bajie", messages=messages[:1])["mrp"]["lore"] == {}
+    assert "On the Mountain of Flowers.]" in said(player, 0)
+    assert "13,500 jin.]]" in said(player, 0)
+    assert "On the road.]" in said(player, 1)
+    assert "13,500" not in said(player, 1)
 
 
 def test_the_clients_system_messages_come_after_the_persona() -> None:
@@ -235,6 +260,7 @@ def test_auto_lets_whoever_is_named_answer_and_says_who() -> None:
             "reason": "'pigsy' is called at the start",
             "confidence": 1.0,
             "dropped_messages": 0,
+            "lore": {},
         }
         messages += [first["choices"][0]["message"], message("user", "What else?")]
         second = ask(server, model="auto", messages=messages)
@@ -327,7 +353,7 @@ ASKS = {
 def test_what_cannot_be_honoured_is_refused_by_name_with_the_reason(refusing: Running, field: str) -> None:
     error = ask(refusing, 400, **{field: ASKS[field]})["error"]
     assert f"`{field}` is not supported: {REFUSED[field][1]}" in error["message"]
-    assert error["type"] == "invalid_request_error"
+    assert (error["type"], error["param"]) == ("invalid_request_error", field)
 
 
 def test_what_asks_for_nothing_is_no_reason_to_refuse() -> None:
@@ -342,8 +368,8 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse() -> None:
     [
         ({"model": "wukon"}, "model", "did you mean 'wukong'"),
         ({"model": "scene:wukong"}, "model", "two characters"),
-        ({"temprature": 1}, None, "did you mean 'temperature'"),
-        ({"tools": [1], "logit_bias": {"1": 1}, "nonsense": 1}, None, "`tools` .*`logit_bias` .*'nonsense'"),
+        ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
+        ({"tools": [1], "logit_bias": {"1": 1}, "nonsense": 1}, "tools", "`tools` .*`logit_bias` .*'nonsense'"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [HELLO, {"role": "user", "content": " \n"}]}, "messages.1.content", "empty"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0", "role 'tool'"),

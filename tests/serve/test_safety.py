@@ -336,3 +336,12 @@ def test_a_reply_whose_pieces_never_stop_coming_ends_in_time() -> None:
 
     with pytest.raises(TimeoutError):
         asyncio.run(asyncio.wait_for(count(), 20))
+
+
+def test_what_there_is_not_is_named() -> None:
+    with serving(scripted(CAST)) as server:
+        for method, path, status in (("GET", "/v1/nothing", 404), ("PUT", "/v1/models", 405)):
+            answer = httpx.request(method, server.url + path)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (status, "unknown_endpoint")
+            assert f"{method} {path}" in error["message"]

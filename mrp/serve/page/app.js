@@ -286,7 +286,8 @@ async function answer(speaker = "") {
   try {
     const { end, events = [] } = await ask(body, {
       signal: controller.signal,
-      onWho: ({ character: who, reason, confidence }) => {
+      onWho: ({ character: who, reason, confidence, lore }) => {
+        turn.lore = lore;
         turn.speaker = who || turn.speaker;
         turn.why = confidence > 0 && confidence < 1 ? `${reason} (${Math.round(100 * confidence)} %)` : reason || "";
         refresh(turn);
