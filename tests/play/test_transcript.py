@@ -202,22 +202,43 @@ def test_who_comes_and_who_leaves_is_kept_as_in_a_scene(chat: Conversation, tmp_
     assert load_chat(tmp_path / "saved.jsonl", CAST).turns == chat.turns
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_whatever_happens_in_a_long_chat_its_file_holds_the_lines_and_what_is_remembered(
-    seed: int, tmp_path: Path
-) -> None:
-    """Lines, replies of two characters, lines taken back, memories told anew, in any order; and the file is read."""
-    draw = random.Random(seed)
+def summing_up(text: str) -> Conversation:
+    """A chat with little room, whose engine sums up with `text` ({} in it is the number of the call)."""
     player = scripted(CAST, context_tokens=300, max_new_tokens=40)
     line = "We walk on and on, and the road does not end."
 
     class Replies(list[list[int]]):
         def __getitem__(self, k: Any) -> Any:
             asks = "Write the summary alone" in str(player.tokenizer.decode(player.engine.prompts[k]))
-            return player.template.plain.ids(f"They walked {k} days." if asks else line, "")
+            return player.template.plain.ids(text.format(k) if asks else line, "")
 
     player.engine.replies = Replies()
-    chat = Conversation(player, ["wukong", "bajie"], recall=Recall(CAST))
+    return Conversation(player, ["wukong", "bajie"], recall=Recall(CAST))
+
+
+def test_the_same_memory_made_again_is_in_the_file_again(tmp_path: Path) -> None:
+    chat, transcript = summing_up("They walked."), Transcript(tmp_path)
+    made = []
+    for _ in range(2):
+        del chat.turns[:]
+        transcript.sync(chat, "wukong")
+        while not chat.memory("wukong").dropped:
+            chat.say("Where to?")
+            list(chat.reply("wukong"))
+        transcript.sync(chat, "wukong")
+        made.append(chat.memory("wukong"))
+        assert load_chat(path_of(transcript), CAST).memories["wukong"] == [made[-1]]
+    assert made[0] == made[1]
+    transcript.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_in_a_long_chat_its_file_holds_the_lines_and_what_is_remembered(
+    seed: int, tmp_path: Path
+) -> None:
+    """Lines, replies of two characters, lines taken back, memories told anew, in any order; and the file is read."""
+    draw = random.Random(seed)
+    chat = summing_up("They walked {} days.")
     transcript, seen = Transcript(tmp_path), 0
     for step in range(60):
         what = draw.choice(["talk"] * 4 + ["undo", "undo all", "remember"])
@@ -235,7 +256,7 @@ def test_whatever_happens_in_a_long_chat_its_file_holds_the_lines_and_what_is_re
         if transcript.path is None:
             continue
         kept = load_chat(transcript.path, CAST)
-        again = Conversation(player, ["wukong", "bajie"], recall=Recall(CAST))
+        again = Conversation(chat.player, ["wukong", "bajie"], recall=Recall(CAST))
         again.turns[:] = kept.turns
         again.recall.restore(kept.turns, kept.memories)
         assert kept.turns == chat.turns
