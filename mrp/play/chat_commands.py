@@ -217,7 +217,7 @@ COMMANDS: dict[str, tuple[str, Callable[[TerminalChat, str], None]]] = {
     "/undo": ("/undo        take back your last line and what followed", undo),
     "/greeting": ("/greeting N  another greeting of the character, before your first line", greeting),
     "/lore": ("/lore NAME   the lore in the next prompt (of whoever answers now), and why", show_lore),
-    "/memory": ("/memory NAME TEXT  what a character remembers of what no longer fits; TEXT replaces it", memory),
+    "/memory": ("/memory NAME what it remembers of what no longer fits; a text behind the name replaces it", memory),
     "/set": ("/set KEY X   sampling from now on, such as /set temperature 0.9; /set lists", set_option),
     "/save": ("/save FILE   write the chat: scene JSONL, or Markdown for FILE.md", save),
     "/load": ("/load FILE   go on with a saved chat; without FILE: with the one kept last", load),

@@ -67,6 +67,10 @@ def play_scene(
             raise
         export(stage, path)
         raise Stopped(stopped.what, str(path), f"go on: mrp scene RUN --resume {path}") from None
+    except Exception:  # the engine died, or there is no room: what was said is on the disk
+        if path:
+            report.warn(f"every whole line is kept; go on: mrp scene RUN --resume {path}")
+        raise
     if path:
         report.line(f"wrote {', '.join(str(p) for p in (path, *export(stage, path)))}")
     return result

@@ -199,15 +199,20 @@ def load(
     *,
     base: str | None = None,
     cast: str | PathLike[str] | None = None,
+    bits: str = "auto",
+    base_url: str | None = None,
+    model: str | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Troupe:
-    """Open a run file, a run folder or a model folder (see `mrp chat --help`); `options` are those of `--set`.
+    """Open a run file, a run folder or a model folder, as `mrp chat` does; `options` are those of `--set`.
 
-    Raises `InputError` if there is nothing to play in it.
+    `base_url`: a server with the model (its `model`, where it has several) plays, and no weights are loaded here.
+    Raises `InputError` if there is nothing to play in it, and for arguments that do not go together.
     """
-    from mrp.play.open import open_player
+    from mrp.play.remote_player import open_anywhere
     from mrp.play.room import room_of
 
-    path = Path(run)
-    player = open_player(path, base=base, cast=Path(cast) if cast is not None else None, flags=dict(options or {}))
+    path, cast_path = Path(run), Path(cast) if cast is not None else None
+    flags = dict(options or {})
+    player = open_anywhere(path, url=base_url, model=model, base=base, cast=cast_path, flags=flags, bits=bits)
     return Troupe(player, room_of(path, player).router)

@@ -15,6 +15,7 @@ from scripted import CAST, TEMPLATE
 
 from mrp.cast import OTHER
 from mrp.config import ChatOptions
+from mrp.dialogue import Turn
 from mrp.lore import LoreEntry
 from mrp.play.conversation import Conversation
 from mrp.play.recall import Recall
@@ -22,6 +23,7 @@ from mrp.play.remote import OpenAIEngine
 from mrp.play.reply import Player
 from mrp.play.scene import Stage
 from mrp.play.scene_plan import ScenePlan
+from mrp.play.troupe import load
 from mrp.play.wire import RemoteError
 
 TELLING = CAST.model_copy(update={"lore": [LoreEntry(keys=["staff"], text="It is heavy.")]})
@@ -135,6 +137,13 @@ def test_a_server_that_dies_ends_no_chat_and_what_was_said_is_kept(
     (kept,) = (tmp_path / "home" / "chats").glob("*.jsonl")
     rows = kept.read_text(encoding="utf-8")
     assert '{"speaker": "bajie", "text": "Ha!"}' in rows and '{"speaker": "bajie", "text": "Ha! 俺老孙！"}' in rows
+
+
+def test_a_program_is_answered_by_a_server_too(server: LLM, tokenizer: Path) -> None:
+    with load(tokenizer, base_url=f"{server.url}/v1") as troupe:
+        assert str(troupe.reply("Who are you?", "bajie")) == "Ha! 俺老孙！"
+        (turn,) = troupe.scene("bajie", turns=1)
+        assert turn == Turn("bajie", "Ha! 俺老孙！")
 
 
 @pytest.mark.parametrize("flags", [("--model", "x"), ("--base-url", "http://127.0.0.1:9/v1", "--bits", "8")])

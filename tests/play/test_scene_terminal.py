@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from heard import Heard
 from scripted import CAST, ScriptedPlayer, scripted
 
 from mrp.errors import InputError, Stopped
 from mrp.lore import LoreEntry
+from mrp.play.engine import Request, Token
 from mrp.play.scene_command import Asked, play_scene
 from mrp.report import ConsoleReporter
 
@@ -123,3 +126,25 @@ def test_a_scene_that_is_over_is_shown_and_stays_as_it_is(tmp_path: Path) -> Non
 def test_a_model_without_a_cast_plays_no_scene() -> None:
     with pytest.raises(InputError, match="has no cast"):
         play(scripted(None), Asked())
+
+
+def test_an_engine_that_dies_leaves_a_file_that_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "inn.jsonl"
+    asked = Asked(with_="tang,wukong", director="round-robin", turns=2)
+    player = scripted(CAST, "Who is there?", "Me, master, who else?")
+    stream = player.engine.stream
+
+    def dying(request: Request) -> Iterator[Token]:
+        for number, token in enumerate(stream(request)):
+            if len(player.engine.prompts) == 2 and number == 3:
+                raise RuntimeError("out of memory")
+            yield token
+
+    player.engine.stream = dying  # type: ignore[method-assign]
+    heard = Heard()
+    with pytest.raises(RuntimeError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO())
+        play_scene(player, asked, out, None, heard)
+    assert any(f"--resume {out}" in text for text in heard.warnings)
+    again, _, _ = play(scripted(CAST, "Me!"), Asked(), resume=out)
+    assert [turn["text"] for turn in again["turns"]] == ["Who is there?", "Me!"]

@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -459,15 +460,18 @@ def test_lore_shows_what_the_next_prompt_holds_and_why() -> None:
     assert "did you mean 'wukong'" in session.err
 
 
-def long_chat(*after: str, folder: Path | None = None, **more: Any) -> Session:
+def long_chat(
+    *after: str, folder: Path | None = None, on_prompt: Callable[[str], None] = lambda _: None, **more: Any
+) -> Session:
     """A chat in which old messages no longer fit; where a summary is asked for, the engine writes one."""
     player = scripted(CAST, context_tokens=400, max_new_tokens=40)
     engine, line = player.engine, "We walk on and on, and the road does not end before the night falls."
 
     class Replies(list[list[int]]):
         def __getitem__(self, k: Any) -> Any:
-            asks = "Write the summary alone" in str(player.tokenizer.decode(engine.prompts[k]))
-            return player.template.plain.ids("They walked." if asks else line, "")
+            prompt = str(player.tokenizer.decode(engine.prompts[k]))
+            on_prompt(prompt)
+            return player.template.plain.ids("They walked." if "Write the summary" in prompt else line, "")
 
     engine.replies = Replies()
     return Session(player, *[f"Question {k}?" for k in range(10)], *after, folder=folder, **more)
@@ -484,6 +488,23 @@ def test_memory_is_told_shown_and_replaced() -> None:
     assert memories[2] == memories[1], "/retry took the person's words away"
     assert "[Earlier: I owe a peach.]" in prompt_text(session.player)
     assert "did you mean 'Pigsy'" in session.err and "Zhu Bajie still sees everything" in session.err
+
+
+def test_ctrl_c_while_something_is_summed_up_leaves_the_line_and_the_memory_as_they_were() -> None:
+    class Stopped:
+        done = False
+
+    def summing_up(prompt: str) -> None:
+        if "Write the summary" in prompt and not Stopped.done:
+            Stopped.done = True
+            raise KeyboardInterrupt
+
+    session = long_chat("/memory", "/retry", "/memory", on_prompt=summing_up)
+    assert Stopped.done and session.out.count("(said nothing; /retry asks again)") == 1
+    assert session.out[-1].endswith("messages dropped) They walked.")
+    assert [turn["text"] for turn in session.row["turns"] if turn["speaker"] == OTHER] == [
+        f"Question {k}?" for k in range(10)
+    ]
 
 
 def test_without_a_memory_nothing_is_summed_up() -> None:

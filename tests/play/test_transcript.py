@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted import CAST, scripted
@@ -17,6 +19,7 @@ from mrp.cast import OTHER, PLAIN
 from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError, MrpError
 from mrp.play.conversation import Conversation
+from mrp.play.recall import Recall
 from mrp.play.transcript import Transcript, latest_chat, load_chat, markdown, scene_row
 
 
@@ -197,3 +200,70 @@ def test_who_comes_and_who_leaves_is_kept_as_in_a_scene(chat: Conversation, tmp_
     assert "*Zhu Bajie comes in.*" in shown and "*Zhu Bajie leaves.*" in shown
     (tmp_path / "saved.jsonl").write_text(json.dumps(scene_row(chat.scene("s"))) + "\n", encoding="utf-8", newline="\n")
     assert load_chat(tmp_path / "saved.jsonl", CAST).turns == chat.turns
+
+
+def summing_up(text: str) -> Conversation:
+    """A chat with little room, whose engine sums up with `text` ({} in it is the number of the call)."""
+    player = scripted(CAST, context_tokens=300, max_new_tokens=40)
+    line = "We walk on and on, and the road does not end."
+
+    class Replies(list[list[int]]):
+        def __getitem__(self, k: Any) -> Any:
+            asks = "Write the summary alone" in str(player.tokenizer.decode(player.engine.prompts[k]))
+            return player.template.plain.ids(text.format(k) if asks else line, "")
+
+    player.engine.replies = Replies()
+    return Conversation(player, ["wukong", "bajie"], recall=Recall(CAST))
+
+
+def test_the_same_memory_made_again_is_in_the_file_again(tmp_path: Path) -> None:
+    chat, transcript = summing_up("They walked."), Transcript(tmp_path)
+    made = []
+    for _ in range(2):
+        del chat.turns[:]
+        transcript.sync(chat, "wukong")
+        while not chat.memory("wukong").dropped:
+            chat.say("Where to?")
+            list(chat.reply("wukong"))
+        transcript.sync(chat, "wukong")
+        made.append(chat.memory("wukong"))
+        assert load_chat(path_of(transcript), CAST).memories["wukong"] == [made[-1]]
+    assert made[0] == made[1]
+    transcript.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_in_a_long_chat_its_file_holds_the_lines_and_what_is_remembered(
+    seed: int, tmp_path: Path
+) -> None:
+    """Lines, replies of two characters, lines taken back, memories told anew, in any order; and the file is read."""
+    draw = random.Random(seed)
+    chat = summing_up("They walked {} days.")
+    transcript, seen = Transcript(tmp_path), 0
+    for step in range(60):
+        what = draw.choice(["talk"] * 4 + ["undo", "undo all", "remember"])
+        who = draw.choice(["wukong", "bajie"])
+        if what == "talk":
+            chat.say(f"Line {step} is said here.")
+            list(chat.reply(who))
+        elif what == "undo":
+            del chat.turns[-draw.randint(1, 3) :]
+        elif what == "undo all":
+            del chat.turns[draw.randint(0, len(chat.turns)) :]
+        elif chat.memory(who).dropped:
+            chat.remember(who, f"What I say in step {step}.")
+        transcript.sync(chat, who)
+        if transcript.path is None:
+            continue
+        kept = load_chat(transcript.path, CAST)
+        again = Conversation(chat.player, ["wukong", "bajie"], recall=Recall(CAST))
+        again.turns[:] = kept.turns
+        again.recall.restore(kept.turns, kept.memories)
+        assert kept.turns == chat.turns
+        for character in ("wukong", "bajie"):
+            assert again.memory(character) == chat.memory(character)
+            seen += bool(chat.memory(character).summary)
+            shown = chat.memory(character).turns
+            assert shown <= len(chat.turns), "a memory of lines that are not there"
+    assert seen > 10, "hardly anything was ever remembered"
+    transcript.close()
