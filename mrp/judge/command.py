@@ -49,6 +49,7 @@ class JudgeFlags:
     dry_run: bool = False
     seed: int = 0
     threads: int = 4
+    max_tokens: int = 1024  # of an answer
     timeout_s: float = 120.0
 
 
@@ -64,7 +65,14 @@ def judge_command(path: Path, flags: JudgeFlags, report: Reporter) -> dict[str, 
     run = run_of(path, {})
     folder = run.folder / FOLDER if flags.benchmark is None else run.folder / BENCHMARKS / flags.benchmark
     command = _command(path, flags)
-    server = JudgeServer(flags.base_url, flags.model, _key(flags), seed=flags.seed, timeout_s=flags.timeout_s)
+    server = JudgeServer(
+        flags.base_url,
+        flags.model,
+        _key(flags),
+        seed=flags.seed,
+        max_tokens=flags.max_tokens,
+        timeout_s=flags.timeout_s,
+    )
     try:
         with folder_lock(run.folder):
             said, name, sides = _said(path, folder, flags, report)
@@ -171,7 +179,17 @@ def _command(path: Path, flags: JudgeFlags) -> str:
     default = JudgeFlags("", "")
     if flags.by != default.by:
         words += [word for kind in flags.by for word in ("--by", kind)]
-    for name in ("against", "benchmark", "replies", "key_env", "price_in", "price_out", "max_cost", "seed"):
+    for name in (
+        "against",
+        "benchmark",
+        "replies",
+        "key_env",
+        "price_in",
+        "price_out",
+        "max_cost",
+        "max_tokens",
+        "seed",
+    ):
         value = getattr(flags, name)
         if value != getattr(default, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
