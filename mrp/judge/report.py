@@ -24,12 +24,18 @@ from mrp.play.reply import NOT_TEXT
 
 SIDE_NAMES = {"tuned": "tuned", "base": "base + persona prompt", "other": "the other", REAL: "real lines"}
 JUDGE_FILE = "judge.json"
+MANY = 0.1  # of the questions without a verdict: said first
 NAMES = {d.id: d.name for d in RUBRIC["en"]}
 
 
 def judge_findings(results: dict[str, Any]) -> list[str]:
     """What the verdicts say; each sentence with its figure."""
-    return [text for part in (_pairs, _marks, _trust, _missing) for text in part(results)]
+    answers = results["answers"]
+    missing = answers["nonsense"] + answers["failed"]
+    parts = (_pairs, _marks, _trust, _missing)
+    if missing > MANY * answers["questions"]:  # then the rest is about the few places that are left
+        parts = (_missing, _pairs, _marks, _trust)
+    return [text for part in parts for text in part(results)]
 
 
 def judge_blocks(results: dict[str, Any]) -> list[Block]:
@@ -165,7 +171,10 @@ def _trust(results: dict[str, Any]) -> Iterator[str]:
 def _missing(results: dict[str, Any]) -> Iterator[str]:
     answers = results["answers"]
     if answers["nonsense"]:
-        yield f"{answers['nonsense']} of {answers['questions']} answers were no verdict even when asked again."
+        yield (
+            f"{answers['nonsense']} of {answers['questions']} answers were no verdict even when asked again: what the"
+            " judge says is about the rest."
+        )
     if answers["failed"]:
         yield (
             f"{answers['failed']} of {answers['questions']} questions got no answer ({answers['failure_sample']});"
