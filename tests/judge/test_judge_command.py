@@ -126,7 +126,7 @@ def test_nonsense_is_counted_and_told(project: Path, server: JudgeLLM) -> None:
 
 
 def test_a_judge_that_is_not_there_or_silent_is_told(project: Path, server: JudgeLLM) -> None:
-    server.wait_s = 1.5
+    server.wait_s = 2.5
     done = judged(project, server, "--timeout", 1, "--threads", 5)
     fails(done, 1, "5 times in a row", "said nothing for 1 s", "where:")
     server.wait_s, server.statuses = 0.0, [(404, {})]
