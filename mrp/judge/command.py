@@ -86,6 +86,8 @@ def judge_command(path: Path, flags: JudgeFlags, report: Reporter) -> dict[str, 
                 results = work.ask(budget, flags.threads, report)
             cost = budget.prices.cost(results["answers"]["tokens_in"], results["answers"]["tokens_out"])
             results |= {"title": said.title, "command": command, "cost": cost, "said": sha256_file(folder / FILE)}
+            if flags.against is not None:
+                results["names"] = dict(zip(sides, _told_apart(path, flags.against), strict=True))
             write_json(folder / f"{name}.json", results)
             write_judge_report(folder / name, results)
             if name == Path(JUDGE_FILE).stem and flags.benchmark is None:
@@ -115,6 +117,12 @@ def _said(path: Path, folder: Path, flags: JudgeFlags, report: Reporter) -> tupl
     if both.models["tuned"] == both.models["other"]:
         raise InputError("both runs have the same model", "--against", "name another run")
     return both, f"judge-against-{both.models['other'][:8]}", ("tuned", "other")
+
+
+def _told_apart(one: Path, other: Path) -> list[str]:
+    """Two runs by what differs in their paths."""
+    common = Path(os.path.commonpath([one.resolve(), other.resolve()]))
+    return [path.resolve().relative_to(common).as_posix() for path in (one, other)]
 
 
 def _evaluated(path: Path, folder: Path) -> Said:

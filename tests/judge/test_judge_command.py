@@ -166,6 +166,7 @@ def test_two_runs_are_compared_where_both_spoke(project: Path, server: JudgeLLM,
     assert done.code == 0 and done.json["places"] == 3 and done.json["sides"] == ["tuned", "other"]
     assert done.json["pairs"]["all"]["wins"]["value"] == 1 and "not compared" in done.err
     assert Path(done.json["paths"]["html"]).name.startswith("judge-against-")
+    assert "the replies of one/mrp.yaml: against two/mrp.yaml they win" in done.err
     assert not any("Oof." in str(material) for material in server.asked_for)
     stranger = evaluated(tmp_path / "three", place(77, "Oh.", "Oof."), model="s")
     fails(judged(project, server, "--against", stranger), 2, "share no place", "--seed")
