@@ -462,6 +462,9 @@ def judge_command(
     price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens back.")] = None,
     max_cost: Annotated[float | None, typer.Option(min=0, help="Refuse to spend more.")] = None,
     max_requests: Annotated[int, typer.Option(min=0, help="Refuse to ask more often; 0: any number.")] = 1000,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer; a judge that thinks first needs more.")
+    ] = 1024,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and ask nothing.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal reports.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 4,
@@ -483,6 +486,7 @@ def judge_command(
         price_out=price_out,
         max_cost=max_cost,
         max_requests=max_requests,
+        max_tokens=max_tokens,
         dry_run=dry_run,
         seed=seed,
         threads=threads,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mrp.play.reply import Player
 
 FOLDER = "benchmarks"
+SHOWN = 6  # places, side by side in the report
 ITEMS_A_SCENE = 10  # of CoSER: for so many places one scene is played whole as well
 
 
@@ -219,11 +220,27 @@ class _Playing:
             "items": len(self.items),
             "of": len(self.benchmark.items),
             "too_long": len(self.too_long),
-            "roles": len({item.person for item in self.items}),
-            "own_roles": sorted(set(self.players.own)),
+            "roles": len(set(self._names())),
+            "own_roles": sorted({name for name in self._names() if name in self.players.own}),
             "sides": {side: self._figures(answers) for side, answers in self.answers.items()},
             "difference": self._difference(),
+            "samples": self._samples(),
         }
+
+    def _names(self) -> list[str]:
+        """Of those who were asked."""
+        return list({item.person: self.benchmark.people[item.person].name for item in self.items}.values())
+
+    def _samples(self) -> list[dict[str, Any]]:
+        """The same places, both sides, and what the benchmark has there."""
+        shown: list[dict[str, Any]] = []
+        for k, item in enumerate(self.items[:SHOWN]):
+            said = {side: answers[k].text for side, answers in self.answers.items()}
+            real = item.references[0] if item.references else None
+            question = item.turns[-1].text if item.turns else ""
+            name = self.benchmark.people[item.person].name
+            shown.append({"role": name, "question": question, "real": real, **said})
+        return shown
 
     def _groups(self) -> list[str]:
         return [self.benchmark.people[item.person].group for item in self.items]

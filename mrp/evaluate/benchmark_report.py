@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mrp.evaluate.benchmark_files import HOMES
-from mrp.evaluate.blocks import Block, List, Table, Text, html, markdown
+from mrp.evaluate.blocks import Block, Compared, List, Table, Text, html, markdown
 from mrp.evaluate.findings import SIDE_NAMES, number, percent, surely
 from mrp.files import replacing
 from mrp.page import Section, page
@@ -35,7 +35,7 @@ def benchmark_findings(results: dict[str, Any]) -> list[str]:
 def _sentences(results: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{results['items']} of {results['of']} places of {results['benchmark']} were played, by {results['roles']}"
-        f" roles; {len(results['own_roles'])} of these are of the run's own cast."
+        f" roles, of the run's own cast {len(results['own_roles'])}."
     )
     if results["too_long"]:
         yield f"{results['too_long']} places did not fit the context and are left out (chat.context_tokens)."
@@ -76,7 +76,15 @@ def benchmark_blocks(results: dict[str, Any]) -> list[tuple[str, list[Block]]]:
         ["of the run's own cast", ", ".join(results["own_roles"]) or "none"],
     ]
     found: list[Block] = [List(benchmark_findings(results)), Text(_NOTE)]
-    return [("What was found", found), ("Figures", blocks), ("How it was made", [Table(["what", "value"], made)])]
+    shown: list[Block] = [Compared(f"{s['role']}: {s['question']}", _said(s)) for s in results["samples"]]
+    parts = [("What was found", found), ("Figures", blocks), ("The same place, side by side", shown)]
+    return [*parts, ("How it was made", [Table(["what", "value"], made)])]
+
+
+def _said(sample: dict[str, Any]) -> list[tuple[str, str]]:
+    """What stands in the benchmark, where it has an answer, and what both sides said."""
+    real = [] if sample["real"] is None else [("reference", sample["real"])]
+    return real + [(SIDE_NAMES[side], sample[side] or "(nothing)") for side in ("base", "tuned")]
 
 
 _RATES = {"empty": "empty", "cut": "cut for length", "speaks_for_others": "begin another's line"}

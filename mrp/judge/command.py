@@ -49,6 +49,7 @@ class JudgeFlags:
     dry_run: bool = False
     seed: int = 0
     threads: int = 4
+    max_tokens: int = 1024  # of an answer
     timeout_s: float = 120.0
 
 
@@ -64,7 +65,14 @@ def judge_command(path: Path, flags: JudgeFlags, report: Reporter) -> dict[str, 
     run = run_of(path, {})
     folder = run.folder / FOLDER if flags.benchmark is None else run.folder / BENCHMARKS / flags.benchmark
     command = _command(path, flags)
-    server = JudgeServer(flags.base_url, flags.model, _key(flags), seed=flags.seed, timeout_s=flags.timeout_s)
+    server = JudgeServer(
+        flags.base_url,
+        flags.model,
+        _key(flags),
+        seed=flags.seed,
+        max_tokens=flags.max_tokens,
+        timeout_s=flags.timeout_s,
+    )
     try:
         with folder_lock(run.folder):
             said, name, sides = _said(path, folder, flags, report)
@@ -78,6 +86,8 @@ def judge_command(path: Path, flags: JudgeFlags, report: Reporter) -> dict[str, 
                 results = work.ask(budget, flags.threads, report)
             cost = budget.prices.cost(results["answers"]["tokens_in"], results["answers"]["tokens_out"])
             results |= {"title": said.title, "command": command, "cost": cost, "said": sha256_file(folder / FILE)}
+            if flags.against is not None:
+                results["names"] = dict(zip(sides, _told_apart(path, flags.against), strict=True))
             write_json(folder / f"{name}.json", results)
             write_judge_report(folder / name, results)
             if name == Path(JUDGE_FILE).stem and flags.benchmark is None:
@@ -107,6 +117,12 @@ def _said(path: Path, folder: Path, flags: JudgeFlags, report: Reporter) -> tupl
     if both.models["tuned"] == both.models["other"]:
         raise InputError("both runs have the same model", "--against", "name another run")
     return both, f"judge-against-{both.models['other'][:8]}", ("tuned", "other")
+
+
+def _told_apart(one: Path, other: Path) -> list[str]:
+    """Two runs by what differs in their paths."""
+    common = Path(os.path.commonpath([one.resolve(), other.resolve()]))
+    return [path.resolve().relative_to(common).as_posix() for path in (one, other)]
 
 
 def _evaluated(path: Path, folder: Path) -> Said:
@@ -171,7 +187,17 @@ def _command(path: Path, flags: JudgeFlags) -> str:
     default = JudgeFlags("", "")
     if flags.by != default.by:
         words += [word for kind in flags.by for word in ("--by", kind)]
-    for name in ("against", "benchmark", "replies", "key_env", "price_in", "price_out", "max_cost", "seed"):
+    for name in (
+        "against",
+        "benchmark",
+        "replies",
+        "key_env",
+        "price_in",
+        "price_out",
+        "max_cost",
+        "max_tokens",
+        "seed",
+    ):
         value = getattr(flags, name)
         if value != getattr(default, name):
             words += [f"--{name.replace('_', '-')}", str(value)]

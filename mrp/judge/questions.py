@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mrp.judge.rubric import IDS, RUBRIC
+from mrp.judge.rubric import HIGHEST, IDS, LOWEST, RUBRIC
 from mrp.judge.said import Place, Said
 from mrp.judge.verdicts import read_choice, read_scores
 
@@ -23,6 +23,8 @@ LONGEST = 6000  # characters of one text that a judge is shown; what is left out
 Message = dict[str, str]
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')  # of JSON
 
+# What an answer looks like is shown with gaps: a small model that copies it back has given no verdict. One of 135M
+# parameters did so with an example that had marks in it, and they counted.
 DATA = {
     "en": (
         "The user's message is one JSON object with the material: the character, its persona, some of its real lines,"
@@ -40,13 +42,13 @@ PAIR = {
         " character. Say which one plays the character better: it knows what the character knows, sounds like it,"
         " stays in role, fits the scene, feels alive, and lets others and the story go on. Length alone is no merit;"
         " which one stands first means nothing.\n\n{data}\n\nAnswer with one JSON object and nothing else:\n"
-        '{{"why": "one short sentence", "better": "A"}}\nwhere "better" is "A", "B" or "tie".'
+        '{{"why": "one short sentence", "better": <"A", "B" or "tie">}}'
     ),
     "zh": (
         "你是角色扮演的评判者。A 和 B 是同一角色在同一情景的同一处说的两种回答。请判断哪一个演得更好："
         "知道角色该知道的，口吻像它，不出戏，合乎情景，有血有肉，并让别人和情节能继续下去。"
         "长短本身不算优点，先后次序没有意义。\n\n{data}\n\n只回答一个 JSON 对象，不要别的内容：\n"
-        '{{"why": "一句简短的理由", "better": "A"}}\n其中 "better" 是 "A"、"B" 或 "tie"（不分高下）。'
+        '{{"why": "一句简短的理由", "better": <"A"、"B" 或表示不分高下的 "tie">}}'
     ),
 }
 MARKS = {
@@ -92,7 +94,7 @@ def pair_question(said: Said, place: Place, first: str, second: str) -> Question
 def rubric_question(said: Said, place: Place, reply: str) -> Question:
     """Which marks a reply deserves."""
     dimensions = "\n".join(f"- {d.id}: {d.asks} (1: {d.low}; 5: {d.high})" for d in RUBRIC[said.language])
-    scores = ", ".join(f'"{name}": 3' for name in IDS)
+    scores = ", ".join(f'"{name}": <{LOWEST}-{HIGHEST}>' for name in IDS)
     system = MARKS[said.language].format(dimensions=dimensions, data=DATA[said.language], scores=scores)
     material = _material(said, place) | {"reply": _cut(reply)}
     return Question(_messages(system, material), read_scores, 100, said.language)

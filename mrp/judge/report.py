@@ -22,21 +22,27 @@ from mrp.judge.said import FILE
 from mrp.page import Section, page
 from mrp.play.reply import NOT_TEXT
 
-SIDE_NAMES = {"tuned": "tuned", "base": "base + persona prompt", "other": "the other", REAL: "real lines"}
+SIDE_NAMES = {"tuned": "tuned", "base": "base + persona prompt", REAL: "real lines"}
 JUDGE_FILE = "judge.json"
+MANY = 0.1  # of the questions without a verdict: said first
 NAMES = {d.id: d.name for d in RUBRIC["en"]}
 
 
 def judge_findings(results: dict[str, Any]) -> list[str]:
     """What the verdicts say; each sentence with its figure."""
-    return [text for part in (_pairs, _marks, _trust, _missing) for text in part(results)]
+    answers = results["answers"]
+    missing = answers["nonsense"] + answers["failed"]
+    parts = (_pairs, _marks, _trust, _missing)
+    if missing > MANY * answers["questions"]:  # then the rest is about the few places that are left
+        parts = (_missing, _pairs, _marks, _trust)
+    return [text for part in parts for text in part(results)]
 
 
 def judge_blocks(results: dict[str, Any]) -> list[Block]:
     """The tables behind the findings."""
     names = {c["id"]: c["name"] for c in results["characters"]}
     blocks: list[Block] = [List(judge_findings(results)), Text(_lead(results))]
-    one, other = (SIDE_NAMES[side] for side in results["sides"])
+    one, other = (_names(results)[side] for side in results["sides"])
     if pairs := results["pairs"]:
         figures = [(names[who], own) for who, own in pairs["characters"].items()] + [("all", pairs["all"])]
         rows = [[name, *(percent(own[key]) for key in ("wins", "ties", "losses", "score"))] for name, own in figures]
@@ -52,16 +58,16 @@ def judge_blocks(results: dict[str, Any]) -> list[Block]:
             ]
             for name in (*IDS, MEAN)
         ]
-        head = ["dimension (1 to 5)", *(SIDE_NAMES[side] for side in shown), f"{one} - {other}"]
+        head = ["dimension (1 to 5)", *(_names(results)[side] for side in shown), f"{one} - {other}"]
         blocks += [Title("Marks"), Table(head, rows)]
         people = [
             [name, *(number(_of(marks, side, who), 2) for side in shown)] for who, name in names.items()
             if any(_of(marks, side, who) for side in shown)
         ]  # fmt: skip
-        blocks.append(Table(["mean mark of", *(SIDE_NAMES[side] for side in shown)], people))
+        blocks.append(Table(["mean mark of", *(_names(results)[side] for side in shown)], people))
     blocks += [Title("Does it agree with the offline measures?"), _agreement(results)]
     for sample in results["samples"]:
-        said = [(SIDE_NAMES[side], sample[side] or "(nothing)") for side in results["sides"]]
+        said = [(_names(results)[side], sample[side] or "(nothing)") for side in results["sides"]]
         won = {"one": one, "other": other, "tie": "neither"}[sample["outcome"]]
         said.append(("the judge", f"{won}. {' / '.join(_why(text) for text in sample['answers'])}"))
         blocks.append(Compared(f"{names[sample['character']]}: {sample['question']}", said))
@@ -94,6 +100,12 @@ def write_judge_report(stem: Path, results: dict[str, Any]) -> None:
 # -- sentences -------------------------------------------------------------------------------------------------------
 
 
+def _names(results: dict[str, Any]) -> dict[str, str]:
+    """How the sides are called; two runs by their own places."""
+    own: dict[str, str] = results.get("names", {})
+    return SIDE_NAMES | own
+
+
 def _lead(results: dict[str, Any]) -> str:
     return (
         f"{results['judge']['model']} was asked about {results['places']} places. In pairs each place is judged in both"
@@ -106,7 +118,7 @@ def _pairs(results: dict[str, Any]) -> Iterator[str]:
     pairs = results["pairs"]
     if not pairs or not pairs["all"]["score"]:
         return
-    one, other = (SIDE_NAMES[side] for side in results["sides"])
+    one, other = (_names(results)[side] for side in results["sides"])
     score = pairs["all"]["score"]
     away = {**score, "value": score["value"] - 0.5}
     away |= {key: None if score[key] is None else score[key] - 0.5 for key in ("low", "high")}
@@ -123,13 +135,13 @@ def _marks(results: dict[str, Any]) -> Iterator[str]:
     if not marks:
         return
     means = {side: own["all"][MEAN] for side, own in marks["sides"].items()}
-    told = "; ".join(f"{SIDE_NAMES[side]} {number(figure, 2)}" for side, figure in means.items())
+    told = "; ".join(f"{_names(results)[side]} {number(figure, 2)}" for side, figure in means.items())
     yield f"Mean marks from 1 to 5: {told}."
     changes = {name: marks["difference"][name] for name in IDS if surely(marks["difference"][name])}
     if changes:
         best = max(changes, key=lambda name: abs(changes[name]["value"]))
         yield (
-            f"The surest difference between {SIDE_NAMES[results['sides'][0]]} and {SIDE_NAMES[results['sides'][1]]}:"
+            f"The surest difference between {' and '.join(_names(results)[side] for side in results['sides'])}:"
             f" {NAMES[best]}, {number(changes[best], 2, sign=True)}."
         )
 
@@ -150,8 +162,8 @@ def _trust(results: dict[str, Any]) -> Iterator[str]:
         real, own = found[REAL]["all"][MEAN], found[first]["all"][MEAN]
         if real["low"] is not None and own["high"] is not None and real["low"] <= own["high"]:
             yield (
-                f"It does not surely mark real lines ({number(real, 2)}) above {SIDE_NAMES[first]} ({number(own, 2)}):"
-                " its marks may measure polish rather than fidelity."
+                f"It does not surely mark real lines ({number(real, 2)}) above {_names(results)[first]}"
+                f" ({number(own, 2)}): its marks may measure polish rather than fidelity."
             )
     agrees = results["agreement"]["marks and voice"] or results["agreement"]["pairs and voice"]
     if agrees:
@@ -165,7 +177,10 @@ def _trust(results: dict[str, Any]) -> Iterator[str]:
 def _missing(results: dict[str, Any]) -> Iterator[str]:
     answers = results["answers"]
     if answers["nonsense"]:
-        yield f"{answers['nonsense']} of {answers['questions']} answers were no verdict even when asked again."
+        yield (
+            f"{answers['nonsense']} of {answers['questions']} answers were no verdict even when asked again: what the"
+            " judge says is about the rest."
+        )
     if answers["failed"]:
         yield (
             f"{answers['failed']} of {answers['questions']} questions got no answer ({answers['failure_sample']});"

@@ -19,7 +19,6 @@ from mrp.judge.questions import Message
 from mrp.play.reply import NOT_TEXT
 from mrp.play.wire import RemoteError, Wire
 
-MAX_TOKENS = 2048  # of an answer: room for the thoughts of a thinking model, too
 OPTIONAL = ("seed", "temperature", "max_tokens")
 REFUSED = (400, 422)
 NEVER = (401, 402, 403, 404, 405)  # the next question would end in the same way
@@ -34,7 +33,10 @@ class Answered(NamedTuple):
 
 
 class JudgeServer:
-    """One model of one server. Several threads may ask at once; nothing is sent before."""
+    """One model of one server. Several threads may ask at once; nothing is sent before.
+
+    `max_tokens`: of an answer, the thoughts of a thinking model included.
+    """
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class JudgeServer:
         api_key: str | None = None,
         *,
         seed: int = 0,
+        max_tokens: int = 1024,
         timeout_s: float = 120.0,
         retries: int = 4,
         first_wait_s: float = 0.5,
@@ -59,7 +62,7 @@ class JudgeServer:
         # Most endpoints end in /v1 (`Wire` takes that off); one with another path is meant as it is written.
         plain = self.wire.http.base_url.path.strip("/") == "" or base_url.rstrip("/").endswith("/v1")
         self.path = "/v1/chat/completions" if plain else "/chat/completions"
-        self.model, self.seed = model, seed
+        self.model, self.seed, self.max_tokens = model, seed, max_tokens
         self.left_out: set[str] = set()
         self._lock = threading.Lock()
 
@@ -69,7 +72,7 @@ class JudgeServer:
 
     def identity(self) -> dict[str, Any]:
         """What an answer depends on besides the question. The key is no part of it."""
-        return {"url": self.where, "model": self.model, "seed": self.seed, "max_tokens": MAX_TOKENS}
+        return {"url": self.where, "model": self.model, "seed": self.seed, "max_tokens": self.max_tokens}
 
     def ask(self, messages: Sequence[Message]) -> Answered:
         """The answer of the judge. Raises `RemoteError` where there is none."""
@@ -87,10 +90,10 @@ class JudgeServer:
 
     def _body(self, messages: Sequence[Message]) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model, "messages": list(messages)}
-        wanted: dict[str, Any] = {"temperature": 0, "seed": self.seed, "max_tokens": MAX_TOKENS}
+        wanted: dict[str, Any] = {"temperature": 0, "seed": self.seed, "max_tokens": self.max_tokens}
         body |= {name: value for name, value in wanted.items() if name not in self.left_out}
         if "max_tokens" in self.left_out:
-            body["max_completion_tokens"] = MAX_TOKENS
+            body["max_completion_tokens"] = self.max_tokens
         return body
 
     def _leave_out(self, what: str, body: dict[str, Any]) -> bool:

@@ -56,6 +56,7 @@ def test_both_sides_play_every_place_and_figures_have_intervals(played: tuple[Pa
         assert set(one["sides"]) == {"tuned", "base"} and one["files"]
         assert one["sides"]["tuned"]["empty"]["n"] == one["items"]
         page, text = ((home / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+        assert one["samples"][0]["question"] in page and one["samples"][0]["question"].split("\n")[0] in text
         assert "not figures to set beside" in page and f"# {name} played by" in text
     assert found["rolebench"]["own_roles"] == ["Sun Wukong"] and found["charactereval"]["own_roles"] == []
     assert found["charactereval"]["sides"]["tuned"]["rouge_l"] is None  # it has no references

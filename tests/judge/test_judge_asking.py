@@ -29,7 +29,7 @@ def questions(count: int) -> list[Question]:
 
 @contextmanager
 def asking(server: JudgeLLM, folder: Path, **wire: Any) -> Iterator[tuple[JudgeServer, Kept]]:
-    judge = JudgeServer(server.url + "/v1", "judge", **({"timeout_s": 5.0, "first_wait_s": 0.01} | wire))
+    judge = JudgeServer(server.url + "/v1", "judge", **({"timeout_s": 60.0, "first_wait_s": 0.01} | wire))
     with Kept(folder / "judge.jsonl") as kept:
         yield judge, kept
     judge.close()
@@ -81,11 +81,11 @@ def test_an_answer_that_comes_right_the_second_time_counts(tmp_path: Path) -> No
 
 
 def test_a_judge_that_times_out_is_not_kept_and_is_given_up_in_the_end(tmp_path: Path) -> None:
-    with llm(JudgeLLM, wait_s=0.4) as server:
-        few = ask(server, tmp_path, questions(2), timeout_s=0.05)
+    with llm(JudgeLLM, wait_s=1.5) as server:
+        few = ask(server, tmp_path, questions(2), timeout_s=0.5)
         assert all(ruling.verdict is None and "said nothing" in ruling.failure for ruling in few)
         with pytest.raises(RemoteError, match=f"{FAILED_IN_A_ROW} times in a row"):
-            ask(server, tmp_path, questions(9), timeout_s=0.05)
+            ask(server, tmp_path, questions(9), timeout_s=0.5)
         server.wait_s = 0.0
         assert all(ruling.verdict == "A" for ruling in ask(server, tmp_path, questions(2)))
 

@@ -120,12 +120,13 @@ def test_nonsense_is_counted_and_told(project: Path, server: JudgeLLM) -> None:
     done = judged(project, server, "--json")
     assert done.code == 0 and done.json["answers"]["nonsense"] == 16 == done.json["answers"]["asked_again"]
     assert done.json["pairs"]["without"] == 8 and done.json["pairs"]["all"]["wins"] is None
-    assert "16 of 40 answers were no verdict" in done.err
+    findings = [line for line in done.err.splitlines() if line.startswith("- ")]
+    assert findings[0].startswith("- 16 of 40 answers were no verdict")  # before what is left is looked at
     assert done.json["agreement"]["marks and voice"] is None  # all marks are equal
 
 
 def test_a_judge_that_is_not_there_or_silent_is_told(project: Path, server: JudgeLLM) -> None:
-    server.wait_s = 1.5
+    server.wait_s = 2.5
     done = judged(project, server, "--timeout", 1, "--threads", 5)
     fails(done, 1, "5 times in a row", "said nothing for 1 s", "where:")
     server.wait_s, server.statuses = 0.0, [(404, {})]
@@ -165,6 +166,7 @@ def test_two_runs_are_compared_where_both_spoke(project: Path, server: JudgeLLM,
     assert done.code == 0 and done.json["places"] == 3 and done.json["sides"] == ["tuned", "other"]
     assert done.json["pairs"]["all"]["wins"]["value"] == 1 and "not compared" in done.err
     assert Path(done.json["paths"]["html"]).name.startswith("judge-against-")
+    assert "the replies of one/mrp.yaml: against two/mrp.yaml they win" in done.err
     assert not any("Oof." in str(material) for material in server.asked_for)
     stranger = evaluated(tmp_path / "three", place(77, "Oh.", "Oof."), model="s")
     fails(judged(project, server, "--against", stranger), 2, "share no place", "--seed")
