@@ -357,6 +357,7 @@ def chat_command(
     template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal replies.")] = None,
     bits: BITS = "auto",
+    engine: Annotated[str, typer.Option(help="transformers, or onnx (CPU, merged model).")] = "transformers",
     set_: SET = None,
 ) -> Any:
     """Talk with the characters. /help in the chat lists what else you can do."""
@@ -365,7 +366,8 @@ def chat_command(
         from mrp.play.room import room_of
         from mrp.play.terminal import TerminalChat
 
-        player = open_player(run, base=base, cast=cast, template=template, flags=settings_given(set_), bits=bits)
+        flags = settings_given(set_)
+        player = open_player(run, base=base, cast=cast, template=template, flags=flags, bits=bits, engine=engine)
         room = room_of(run, player)
     return TerminalChat(player, as_, me, seed, report, router=room.router, folder=room.chats).run()
 
