@@ -366,6 +366,7 @@ def chat_command(
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Which of the server's models.")] = None,
     bits: BITS = "auto",
+    engine: Annotated[str, typer.Option(help="transformers, or onnx (CPU, merged model).")] = "transformers",
     set_: SET = None,
 ) -> Any:
     """Talk with the characters. /help in the chat lists what else you can do."""
@@ -385,6 +386,8 @@ def chat_command(
             bits=bits,
             warn=report.warn,
         )
+        flags = settings_given(set_)
+        player = open_player(run, base=base, cast=cast, template=template, flags=flags, bits=bits, engine=engine)
         room = room_of(run, player)
     chat = TerminalChat(
         player,

@@ -313,3 +313,14 @@ def test_packing_keeps_the_order_and_the_length_and_fills_greedily(lengths: Sequ
     assert all(0 < total <= max_tokens for total in sums)
     for total, following in zip(sums, rows[1:], strict=False):
         assert total + lengths[following[0]] > max_tokens
+
+
+def test_losses_measured_in_parts_are_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a way back the logits stand in float32 for some labelled tokens at a time."""
+    rows = [[Rendered(list(range(5, 75)), [False] + [True] * 69), Rendered([9, 8, 7], [False, True, True])]]
+    with torch.no_grad():
+        whole = token_losses(model, make_batch(rows))
+        monkeypatch.setattr("mrp.models.loss.AT_ONCE", 7)
+        parts = token_losses(model, make_batch(rows))
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+    assert len(whole) == 71

@@ -298,6 +298,24 @@ def test_chat_grows_with_bits_and_context_and_stays_below_its_budget() -> None:
         choose_chat(LARGE, 2048, 4 * GIB)
 
 
+def test_a_7b_chats_plays_scenes_and_is_evaluated_on_a_small_card() -> None:
+    """Within 7.5 GiB at 4096 tokens: one chat, a scene of four, eight replies at once; what does not stay waits."""
+    budget = int(7.5 * GIB)
+    kept = [choose_chat(LARGE, 4096, budget, chats) for chats in (1, 4, 8)]
+    assert all((found.bits, found.context_tokens) == (4, 4096) and found.in_all <= usable(budget) for found in kept)
+    assert [found.chats for found in kept] == [1, 3, 3]
+
+
+def test_each_chat_takes_its_keys_and_values_and_no_more() -> None:
+    one, four = (predict_chat(LARGE, 4, 4096, chats) for chats in (1, 4))
+    assert four.in_all - one.in_all == 3 * one.parts["keys and values"]
+    assert four.working == one.working > 0
+    roomy = choose_chat(LARGE, 4096, 24 * GIB, 4)
+    assert (roomy.bits, roomy.chats) == (16, 4)
+    assert choose_chat(LARGE, 4096, 12 * GIB, 1).bits == 8
+    assert choose_chat(LARGE, 4096, 12 * GIB, 8).bits == 4  # chats stay in memory rather than bits
+
+
 def test_keys_and_values_are_those_of_the_cache() -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     config = transformers.LlamaConfig(**{k: v for k, v in TINY.items() if k != "model_type"})

@@ -51,20 +51,22 @@ def own_replies(
     report: Reporter = SILENT,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch: int = 16,
+    bits: int = 16,
 ) -> list[Scene]:
     """A scene for each prompt that the base in the folder `base` answered whole, in the order of the prompts.
 
-    A reply that was cut off is none: it would teach to stop in the middle. Such ones and empty ones are left out, and
-    that is said. Raises `InputError` for a base that cannot be loaded or prompted.
+    `bits`: of the base's weights. A reply that was cut off is none: it would teach to stop in the middle. Such ones and
+    empty ones are left out, and that is said. Raises `InputError` for a base that cannot be loaded or prompted.
     """
     made_with = {"version": VERSION, "base": model_identity(base), "max_new_tokens": max_new_tokens}
+    made_with |= {"bits": bits} if bits != 16 else {}
     keys = {prompt: fingerprint(made_with | {"prompt": prompt}) for prompt in prompts}
     with folder_lock(folder):
         path = folder / REPLIES
         known = _read(path)
         if any(key not in known for key in keys.values()):
             write_jsonl(path, map(asdict, known.values()))  # without a line that a kill cut off
-            _Asking(base, path, known, report).ask(keys, max_new_tokens, batch)
+            _Asking(base, path, known, report, bits).ask(keys, max_new_tokens, batch)
             known = {key: known[key] for key in dict.fromkeys([*keys.values(), *sorted(known)])}
             write_jsonl(path, map(asdict, known.values()))
     replies = [known[keys[prompt]] for prompt in prompts]
@@ -96,7 +98,7 @@ def _read(path: Path) -> dict[str, Reply]:
 class _Asking:
     """The loaded base, and the file that its replies go to."""
 
-    def __init__(self, base: Path, path: Path, known: dict[str, Reply], report: Reporter) -> None:
+    def __init__(self, base: Path, path: Path, known: dict[str, Reply], report: Reporter, bits: int) -> None:
         from mrp.models.load import hardware, load_model, load_tokenizer
         from mrp.models.loss import keeps_apart
         from mrp.render import ChatTemplate
@@ -104,7 +106,7 @@ class _Asking:
         self.path, self.known, self.report = path, known, report
         self.on: Hardware = hardware()
         self.template: ChatTemplate = ChatTemplate(load_tokenizer(base), where=str(base))
-        self.model: Any = load_model(base, self.on)
+        self.model: Any = load_model(base, self.on, bits)
         self.stop_ids = self.template.stop_ids(self.model.generation_config.eos_token_id)
         self.may_pad = keeps_apart(self.model)  # a model that reads padding gets one prompt at a time
 

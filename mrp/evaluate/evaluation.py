@@ -10,6 +10,7 @@ be two more methods of `Playing`, and names in `PLAYED`.
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,12 +33,13 @@ from mrp.evaluate.kept import Kept
 from mrp.evaluate.lines import Line, spread
 from mrp.evaluate.material import Material, read_material, run_of
 from mrp.evaluate.playing import Playing
-from mrp.evaluate.retention import compare_on_replies, render_replies, retention_figures
+from mrp.evaluate.retention import compare_on_replies, keep_base, render_replies, retention_figures
 from mrp.evaluate.voice import signature_rates, topic_leak, voice_figures
 from mrp.files import folder_lock, read_json, sha256_file, write_json
 from mrp.report import SILENT, Reporter
 
 if TYPE_CHECKING:
+    from mrp.dialogue import Scene
     from mrp.evaluate.sides import Side
     from mrp.render import ChatTemplate
 
@@ -101,12 +103,14 @@ class _Evaluation:
         self.sides = sides(material.run, flags, bits, threads)
         self.scores: dict[str, list[Score]] = {}
         self.played: dict[str, Playing] = {}
+        self.plain: list[Scene] = []
 
     # -- the whole ------------------------------------------------------------------------------------------------
 
     def measure(self, parts: Sequence[str], folder: Path) -> dict[str, Any]:
         """All figures of `parts`; what models answer is kept in `folder`."""
         found: dict[str, Any] = {}
+        self.plain = self._plain_scenes() if "retention" in parts else []
         with Kept(folder / "losses.jsonl") as losses, Kept(folder / "replies.jsonl") as replies:
             for side in self.sides:
                 found[side.id] = self._judged(side, parts, losses)
@@ -216,9 +220,16 @@ class _Evaluation:
                     scores = score_identities(judge, template, chosen, self.cast, kept, update)
                 self.scores[side.id] = scores
                 found["identity"] = identity_figures(scores, self.cast, self.seed) | {"lines": rows_of(scores)}
-            if "retention" in parts and side.id == "tuned":
+            if "retention" in parts and side.id == "tuned" and not self._apart:
                 found["retention"] = self._retention(judge, template, kept)
+        if "retention" in parts and side.id == "tuned" and self._apart:
+            found["retention"] = self._retention_apart(template, kept)
         return found
+
+    @property
+    def _apart(self) -> bool:
+        """Whether two models would have to be on the GPU at once, since no adapter tells them apart."""
+        return self.sides[1].on.device == "cuda" and self.sides[1].adapter is None
 
     def _scored_lines(self, judge: Judge, template: ChatTemplate) -> list[Line]:
         """As many held-out lines of each character as the counts allow."""
@@ -229,18 +240,35 @@ class _Evaluation:
             most = max(2, int(tokens / (each * len(self.material.ids))))
         return [line for own in self.material.held_by.values() for line in spread(own, most, self.seed)]
 
-    def _retention(self, judge: Judge, template: ChatTemplate, kept: Kept) -> dict[str, Any] | None:
-        """Loss and KL on the base's own replies to everyday prompts that training never held."""
+    def _plain_scenes(self) -> list[Scene]:
+        """The base's own replies to everyday prompts that training never held; made with no other model loaded."""
         from mrp.data.own_replies import own_replies
         from mrp.data.plain import plain_prompts
-        from mrp.evaluate.sides import judging
         from mrp.models.bases import cache_folder
 
         prompts = plain_prompts(self.cast.language, "held_out")[: self.counts.plain]
+        base, home = self.sides[0], cache_folder() / "own-replies"
+        return own_replies(base.folder, prompts, home, self.report, self.counts.plain_tokens, bits=base.bits)
+
+    def _retention_apart(self, template: ChatTemplate, kept: Kept) -> dict[str, Any] | None:
+        """The same with one model in memory at a time."""
+        from mrp.evaluate.sides import judging
+
+        base_side, tuned_side = self.sides
+        with tempfile.TemporaryDirectory(dir=self.run.folder) as name:
+            with judging(base_side) as base:
+                replies = render_replies(template, self.plain, base.max_tokens)
+                keep_base(base, tuned_side.name, replies, kept, Path(name))
+            with judging(tuned_side) as judge:
+                sums = compare_on_replies(Path(name), judge, base_side.name, replies, kept)
+        return retention_figures(sums, self.seed)
+
+    def _retention(self, judge: Judge, template: ChatTemplate, kept: Kept) -> dict[str, Any] | None:
+        """Loss and KL on the base's own replies."""
+        from mrp.evaluate.sides import judging
+
         base_side = self.sides[0]
-        home = cache_folder() / "own-replies"
-        scenes = own_replies(base_side.folder, prompts, home, self.report, self.counts.plain_tokens)
-        replies = render_replies(template, scenes, judge.max_tokens)
+        replies = render_replies(template, self.plain, judge.max_tokens)
         done = itertools.count(1)
         with self.report.progress("what was forgotten", len(replies), "replies") as update:
             args = (judge, base_side.name, replies, kept, lambda: update(next(done)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrp.data.view import ASSISTANT, USER, Message
@@ -35,7 +36,7 @@ def render_replies(template: ChatTemplate, scenes: Sequence[Scene], max_tokens: 
 
 
 def compare_on_replies(
-    base: Judge | None,
+    base: Judge | Path | None,
     tuned: Judge,
     base_name: str,
     replies: Sequence[Rendered],
@@ -44,17 +45,44 @@ def compare_on_replies(
 ) -> list[tuple[float, float, float, int]]:
     """For each reply the sums of base loss, tuned loss and KL (nats), and its tokens.
 
-    Without `base` the tuned model is one with an adapter (PEFT), and the base is what it is without that.
+    `base`: the folder of `keep_base`, where memory does not hold two models; None: the tuned model is one with an
+    adapter (PEFT), and the base is what it is without that.
     """
+    from safetensors.torch import load_file
+
     found = []
     for one in replies:
-        key = fingerprint({"base": base_name, "tuned": tuned.name, "ids": one.input_ids, "labelled": one.labelled})
+        key = _key(base_name, tuned.name, one)
         if key not in kept:
-            kept.add(key, _compare(base, tuned, one))
+            before = load_file(base / f"{key}.safetensors")["before"] if isinstance(base, Path) else base
+            kept.add(key, _compare(before, tuned, one))
         told()
         base_sum, tuned_sum, kl, tokens = kept[key]
         found.append((float(base_sum), float(tuned_sum), float(kl), int(tokens)))
     return found
+
+
+def keep_base(base: Judge, tuned_name: str, replies: Sequence[Rendered], kept: Kept, folder: Path) -> None:
+    """Write what the base says to each reply that is not compared yet into `folder` (4 bytes a token and entry of the
+    vocabulary), for `compare_on_replies` when the tuned model has its place in memory."""
+    import torch
+    from safetensors.torch import save_file
+
+    for one in replies:
+        if (key := _key(base.name, tuned_name, one)) not in kept:
+            with torch.no_grad():
+                before = _log_probabilities(base, one, _places(one)).cpu().contiguous()
+            save_file({"before": before}, folder / f"{key}.safetensors")
+
+
+def _key(base_name: str, tuned_name: str, one: Rendered) -> str:
+    return fingerprint({"base": base_name, "tuned": tuned_name, "ids": one.input_ids, "labelled": one.labelled})
+
+
+def _places(one: Rendered) -> torch.Tensor:
+    import torch
+
+    return torch.tensor([k for k, learnt in enumerate(one.loss) if learnt])
 
 
 def retention_figures(sums: Sequence[tuple[float, float, float, int]], seed: int) -> dict[str, Any] | None:
@@ -70,15 +98,18 @@ def retention_figures(sums: Sequence[tuple[float, float, float, int]], seed: int
     return found
 
 
-def _compare(base: Judge | None, tuned: Judge, one: Rendered) -> list[float]:
+def _compare(base: Judge | torch.Tensor | None, tuned: Judge, one: Rendered) -> list[float]:
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    places = torch.tensor([k for k, learnt in enumerate(one.loss) if learnt])
+    places = _places(one)
     with torch.no_grad():
         after = _log_probabilities(tuned, one, places)
-        with nullcontext() if base else tuned.model.disable_adapter():
-            before = _log_probabilities(base or tuned, one, places)
+        if isinstance(base, torch.Tensor):
+            before = base.to(after.device)
+        else:
+            with nullcontext() if base else tuned.model.disable_adapter():
+                before = _log_probabilities(base or tuned, one, places)
         targets = torch.tensor(one.input_ids, device=after.device)[places.to(after.device)]
         losses = [F.nll_loss(x, targets, reduction="sum").item() for x in (before, after)]
         kl = F.kl_div(after, before, reduction="sum", log_target=True).item()

@@ -53,12 +53,16 @@ def sides(run: Run, flags: dict[str, str], bits: str = "auto", chats: int = 1) -
     base = find_base(run.config.base, run.path.parent)
     folder, adapter = model_of(run)
     voices = voices_of(run)
-    chosen, _ = choose_bits(bits, on, folder, run.config.chat.context_tokens, [adapter], voices, chats)
+    options = run.config.chat
+    chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter], voices, chats)
+    if fitting < options.context_tokens:
+        options = options.model_copy(update={"context_tokens": fitting})
+        flags = flags | {"chat.context_tokens": str(fitting)}
     machine = _machine(on) | ({"bits": str(chosen)} if chosen != 16 else {})
     play: dict[str, Any] = {"bits": str(chosen), "chats": chats}
 
     def base_player() -> Player:
-        return load_player(base, None, run.cast, run.config.chat, run.config.train.precision, **play)
+        return load_player(base, None, run.cast, options, run.config.train.precision, **play)
 
     def tuned_player() -> Player:
         return open_player(run.path, flags=flags, **play)

@@ -23,6 +23,7 @@ from mrp.render import Rendered
 # library makes kernels for each new shape, and keeps them. With rows of any width a training of the 135M base grew to
 # 2.5 GiB in 40 steps and went on growing; so it stays at 1.4 GiB, and the padding costs no more time than the kernels.
 WIDTH, LABELS = 64, 32
+AT_ONCE = 128  # labelled tokens whose logits stand in float32 at once, where there is no way back
 IGNORED = -100
 
 
@@ -99,7 +100,10 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
         logits = model(**given).logits[:, columns]
     row, column = (F.pad(index, (0, more)) for index in (batch.row, batch.column))
     labelled = logits[0] if rows == 1 else logits[row, column]  # (N, V), in one row C = N
-    return F.cross_entropy(labelled.float(), F.pad(batch.target, (0, more), value=IGNORED), reduction="none")[:count]
+    target = F.pad(batch.target, (0, more), value=IGNORED)
+    size = len(target) if torch.is_grad_enabled() else AT_ONCE  # the way back keeps them all anyway
+    parts = zip(labelled.split(size), target.split(size), strict=True)
+    return torch.cat([F.cross_entropy(part.float(), wanted, reduction="none") for part, wanted in parts])[:count]
 
 
 def keeps_apart(model: Any) -> bool:

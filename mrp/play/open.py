@@ -26,6 +26,7 @@ from mrp.play.reply import Player
 from mrp.render import ChatTemplate
 
 BITS = ("auto", "16", "8", "4")  # of weights
+ENGINES = ("transformers", "onnx")  # in this process
 
 
 def open_player(
@@ -37,13 +38,16 @@ def open_player(
     flags: dict[str, str] | None = None,
     bits: str = "auto",
     chats: int | None = 1,
+    engine: str = "transformers",
 ) -> Player:
-    """Load what RUN names, its weights in `bits`: 16, 8, 4, or auto (see `choose_bits`).
+    """Load what RUN names, its weights in `bits`: 16, 8, 4, or auto (see `choose_bits`). `engine`: one of ENGINES.
 
     `chats`: how many go on at once, or the characters of a scene, whose keys and values memory is to hold beside the
     weights; None: as many as the cast has characters.
     Raises `InputError` if there is nothing to play in it.
     """
+    if engine not in ENGINES:
+        raise InputError(f"no engine {engine!r} in this process", "--engine", f"one of: {', '.join(ENGINES)}")
     characters: Cast | None = None
     voices: Path | None = None
     if path.is_file() or (path / KEPT_RUN_FILE).exists() or (path / RUN_FILE).exists():
@@ -63,7 +67,7 @@ def open_player(
         characters = load_cast(cast)
     if chats is None:
         chats = len(characters.characters) if characters else 1
-    return load_player(folder, adapter, characters, options, precision, template, voices, bits, chats)
+    return load_player(folder, adapter, characters, options, precision, template, voices, bits, chats, engine)
 
 
 def load_player(
@@ -76,6 +80,7 @@ def load_player(
     voices: Path | None = None,
     bits: str = "auto",
     chats: int = 1,
+    engine: str = "transformers",
 ) -> Player:
     """A player of the model in `folder`, with the adapter on top if one is given, and the characters' voices.
 
@@ -89,6 +94,8 @@ def load_player(
     tokenizer = load_tokenizer(folder)
     text = template_text(template) if template else None
     chat_template = ChatTemplate(tokenizer, text, str(template or folder))
+    if engine == "onnx":
+        return _onnx_player(folder, adapter, voices, cast, options, chat_template)
     chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter], voices, chats)
     model = load_model(folder, on, chosen)
     stops = chat_template.stop_ids(model.generation_config.eos_token_id)
@@ -99,6 +106,29 @@ def load_player(
     speaking = load_voices(model, voices) if voices is not None and voices_in(voices) else None
     kept = _room_for_chats(on, folder, chosen, options.context_tokens, voices, chats)
     return Player(TransformersEngine(model, on, speaking, kept), chat_template, cast, stops, options)
+
+
+def _onnx_player(
+    folder: Path, adapter: Path | None, voices: Path | None, cast: Cast | None, options: ChatOptions, made: ChatTemplate
+) -> Player:
+    """A player in float32 on the CPU, by onnxruntime-genai."""
+    import torch
+    from transformers import AutoConfig, GenerationConfig
+
+    from mrp.models.voices import voices_in
+    from mrp.play.onnx import OnnxEngine, onnx_folder
+
+    if adapter:
+        raise InputError("the engine onnx plays merged models only", "--engine", "mrp merge RUN, or leave --engine out")
+    if voices is not None and voices_in(voices):
+        raise InputError("the engine onnx has no voices of characters", "--engine", "leave --engine out")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    has_own = (folder / "generation_config.json").is_file()
+    own = GenerationConfig.from_pretrained(folder) if has_own else GenerationConfig.from_model_config(config)
+    longest = getattr(config, "max_position_embeddings", None) or options.context_tokens
+    options = options.model_copy(update={"context_tokens": min(options.context_tokens, longest)})
+    engine = OnnxEngine(onnx_folder(folder), options.context_tokens, torch.get_num_threads())
+    return Player(engine, made, cast, made.stop_ids(own.eos_token_id), options)
 
 
 def choose_bits(

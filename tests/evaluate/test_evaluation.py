@@ -16,6 +16,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from mrp.config import load_run
+from mrp.dialogue import Scene, Turn
 from mrp.errors import InputError
 from mrp.evaluate.evaluation import PARTS, evaluate
 from mrp.files import read_json
@@ -122,6 +123,21 @@ def test_an_adapter_without_its_merged_model_is_measured_too(evaluated: Path, pr
         loss, other = (r["sides"]["tuned"][key]["all"]["loss"]["value"] for r in (results, merged))
         assert loss == pytest.approx(other, abs=1e-3)
     assert "voice" not in results["sides"]["tuned"]
+
+
+def test_one_model_in_memory_at_a_time_gives_the_same_figures(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = (Turn("other", "Name a colour."), Turn("plain", "Blue is a colour."))
+    scenes = [Scene("own-reply-1", ("plain", "other"), turns)]  # the tiny base's own replies never end
+    monkeypatch.setattr("mrp.evaluate.evaluation._Evaluation._plain_scenes", lambda _: scenes)
+    found = []
+    for apart in (False, True):
+        monkeypatch.setattr("mrp.evaluate.evaluation._Evaluation._apart", apart)
+        results = evaluate(project, only=["retention"], kept=tmp_path / str(apart))
+        found.append(results["sides"]["tuned"]["retention"])
+    assert found[0] == found[1] and found[0]["replies"] == 1
+    assert not list((project.parent / "run").glob("tmp*"))
 
 
 def test_the_command_tells_what_it_found_and_where(project: Path) -> None:

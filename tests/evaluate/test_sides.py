@@ -58,6 +58,14 @@ def test_another_adapter_is_another_model(run: Run, tiny_base: Path) -> None:
     assert sides(run, {})[1].name != first
 
 
+def test_both_sides_have_the_bits_asked_for(run: Run) -> None:
+    """4 bit needs a GPU: here it is refused before a model is loaded, and 16 is what "auto" takes."""
+    assert [side.bits for side in sides(run, {})] == [side.bits for side in sides(run, {}, "16", 8)] == [16, 16]
+    assert [side.name for side in sides(run, {})] == [side.name for side in sides(run, {}, "16", 8)]
+    with pytest.raises(InputError, match="4-bit weights need a GPU"):
+        sides(run, {}, "4")
+
+
 def test_without_anything_trained_it_is_said(tmp_path: Path, tiny_base: Path) -> None:
     with pytest.raises(InputError, match="nothing is trained"):
         sides(load_run(write_project(tmp_path, tiny_base)), {})

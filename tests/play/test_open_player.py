@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import fails, mrp
 from projects import change_yaml, write_project, write_yaml
 from scripted import CAST
 
@@ -208,6 +209,35 @@ def test_an_adapter_beside_the_model_counts(tmp_path: Path, monkeypatch: pytest.
     on = dataclasses.replace(hardware("fp32"), device="cuda")
     assert choose_bits("auto", on, tmp_path, 4096)[0] == 16
     assert choose_bits("auto", on, tmp_path, 4096, [tmp_path / "adapter", None])[0] == 8
+
+
+def test_voices_count_once_for_each_character_and_once_for_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN), encoding="utf-8")
+    for who in ("wukong", "bajie"):
+        (tmp_path / "voices" / who).mkdir(parents=True)
+        with (tmp_path / "voices" / who / "adapter_model.safetensors").open("wb") as file:
+            file.truncate(2**30)  # sparse; half of it in 16 bit
+    on = dataclasses.replace(hardware("fp32"), device="cuda")
+
+    def least(voices: Path | None, chats: int) -> int:
+        """MiB of free memory with which 16 bits are taken."""
+        for free in range(15000, 30000, 64):
+            monkeypatch.setattr("mrp.play.open._free_memory", lambda free=free: free * 2**20)
+            if choose_bits("auto", on, tmp_path, 4096, [], voices, chats)[0] == 16:
+                return free
+        raise AssertionError
+
+    for chats, more in ((1, 1024), (4, 1024 + 4 * 512)):
+        assert abs(least(tmp_path / "voices", chats) - least(None, chats) - more) <= 128
+
+
+def test_every_command_that_plays_takes_bits(project: Path) -> None:
+    """A number that none knows reaches the place where bits are chosen, whatever machine this is."""
+    for command in (["chat"], ["scene", "--turns", 1], ["serve", "--port", 0], ["eval"]):
+        fails(mrp(command[0], project, *command[1:], "--bits", "5"), 2, "no such number of bits: '5'", "16, 8, 4")
+    assert mrp("scene", project, "--turns", 1, "--bits", "16", "--set", "chat.max_new_tokens=2").code == 0
 
 
 def test_few_bits_are_refused_on_the_cpu(tiny_base: Path) -> None:

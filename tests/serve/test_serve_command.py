@@ -114,6 +114,7 @@ def test_flags_that_do_not_go_together_are_named(model: Path, tmp_path: Path) ->
     fails(mrp("serve", model, "--engine", "openai", "--port", 0), 2, "--base-url")
     fails(mrp("serve", model, "--engine", "vllm", "--port", 0), 2, "no engine 'vllm'")
     fails(mrp("serve", model, "--base-url", "http://x/v1", "--port", 0), 2, "--engine openai")
+    fails(mrp("serve", model, "--engine", "openai", "--base-url", "http://x/v1", "--bits", "4"), 2, "--bits goes with")
     fails(mrp("serve", model, "--keys", tmp_path / "none", "--port", 0), 2, "mrp new-key")
     fails(mrp("serve", tmp_path, "--engine", "openai", "--base-url", "http://x/v1", "--port", 0), 2, "tokenizer")
 
