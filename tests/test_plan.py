@@ -467,12 +467,16 @@ def test_a_training_with_voices_needs_what_its_larger_stage_needs() -> None:
         assert TrainOptions(**tried.model_dump()).voices
 
 
-def test_a_contrast_is_two_rows_in_plain_passes() -> None:
+def test_a_contrast_is_two_rows_in_a_pass() -> None:
     options = recipe(contrast=0.5)
-    assert kernels_of(LARGE, options) == "plain" and kernels_of(LARGE, recipe()) == "fast"
+    assert kernels_of(LARGE, options) == "fast"
     assert RowShape.typical(options).tokens == 2 * RowShape.typical(recipe()).tokens
-    for _, tried in ladder(options):
-        assert TrainOptions(**tried.model_dump()).contrast == 0.5
+    two_rows = recipe(micro_batch=2)
+    assert predicted(LARGE, options) == predicted(LARGE, two_rows)
+    tried = [options for _, options in ladder(options)]
+    assert any(each.offload for each in tried)
+    for each in tried:
+        assert TrainOptions(**each.model_dump()).contrast == 0.5
 
 
 def test_the_record_tells_of_the_prediction_only_where_memory_was_measured(tmp_path: Path) -> None:
@@ -484,7 +488,7 @@ def test_the_record_tells_of_the_prediction_only_where_memory_was_measured(tmp_p
     from mrp.train.record import _memory_predicted
 
     run = config_run(write_project(tmp_path, "internlm2-chat-1_8b"))
-    item = SimpleNamespace(tokens=90, rendered=SimpleNamespace(labelled=40), twin=None)
+    item = SimpleNamespace(rendered=SimpleNamespace(input_ids=[0] * 90, labelled=40), twin=None)
     plan: Any = SimpleNamespace(steps=[SimpleNamespace(rows=((item, item), (item,)), stage=0)])
     measured = {"gpu_memory_mib": {"allocated": 1, "reserved": 2, "in_all": 3}, "kernels": "plain"}
     found = _memory_predicted(run, plan, measured)["gpu_memory_predicted_mib"]

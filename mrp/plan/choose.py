@@ -116,7 +116,7 @@ def _savings(options: TrainOptions) -> list[dict[str, object]]:
     found: list[dict[str, object]] = [rows, {"voice_rows": 1}] if options.voices else [rows]
     found += [{"checkpointing": True}, {"optimizer": "adamw-8bit"}]
     if options.method == "lora":
-        if options.kernels != "plain" and not options.voices and not options.contrast:
+        if options.kernels != "plain" and not options.voices:
             found.append({"offload": True})
         found.append({"adapter_bits": 16})
     return found

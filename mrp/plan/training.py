@@ -118,7 +118,7 @@ def kernels_of(shape: ModelShape, options: TrainOptions) -> str:
     """The path that the run will take on a GPU with bf16, as far as options and model decide it."""
     is_fast = options.method == "lora" and options.precision != "fp32" and shape.family in FAST_FAMILIES
     fits = shape.head_size % 8 == 0 and shape.head_size <= 256
-    return "fast" if is_fast and fits and options.kernels != "plain" and not options.contrast else "plain"
+    return "fast" if is_fast and fits and options.kernels != "plain" else "plain"
 
 
 def base_parts(shape: ModelShape, options: TrainOptions) -> dict[str, int]:

@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 import torch
+from test_fast_contrast import by_autograd, fast_passes, learnt
 from test_fast_engine import ROWS, lora_model, reference, sample, shape_for
 from tiny_models import save_base
-from tiny_runs import measured, read_record, result, stop_at, write_run
+from tiny_runs import measured, read_log, read_record, result, stop_at, write_run
 
 from mrp.errors import Stopped
 from mrp.models.loss import make_batch
@@ -23,6 +24,7 @@ from mrp.train.fast.engine import Engine
 from mrp.train.fast.pointwise import Dropout
 from mrp.train.fast.rows import flatten
 from mrp.train.loop import train
+from mrp.train.lora import adapter_parameters
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
 BIG = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "initializer_range": 0.05}
@@ -98,10 +100,7 @@ def test_a_captured_pass_is_the_plain_one_within_bf16(how: dict[str, bool], monk
     monkeypatch.setattr("mrp.train.fast.engine.TILE", 48)
     rows = [[sample(40, 1), sample(25, 2), sample(60, 3)], [sample(100, 4), sample(28, 5)]]
     expected_losses, expected = reference(lora_model(**BIG), rows, 100)
-    model = lora_model(**BIG).to("cuda", torch.bfloat16)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
+    model = in_bf16(lora_model(**BIG))
     engine = Engine(model, shape_for(rows), **how)
     engine.prepare()
     batch = make_batch(rows)
@@ -115,6 +114,32 @@ def test_a_captured_pass_is_the_plain_one_within_bf16(how: dict[str, bool], monk
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert error(parameter.grad.cpu(), expected[name]) < 0.06, name
+
+
+def in_bf16(model: Any) -> Any:
+    """On the GPU, with the adapter in fp32."""
+    model.to("cuda", torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    return model
+
+
+@pytest.mark.parametrize("how", [{}, {"checkpointing": True}, {"checkpointing": True, "offload": True}], ids=str)
+def test_a_captured_second_loss_is_the_plain_one_within_bf16(how: dict[str, bool]) -> None:
+    expected_losses, expected = by_autograd(lora_model(**BIG), together=2)
+    model = in_bf16(lora_model(**BIG))
+    passes, weights = fast_passes(model, 2, **how), adapter_parameters(model)
+    found, grads = learnt(passes, weights, together=2)
+    again, same = learnt(passes, weights, together=2)
+    for mine, other, repeated in zip(found, expected_losses, again, strict=True):
+        assert error(mine.values.cpu(), other.values) < 0.02
+        assert mine.contrast is not None and other.contrast is not None and repeated.contrast is not None
+        torch.testing.assert_close(mine.contrast.cpu().double(), other.contrast.double(), rtol=0.1, atol=0.1)
+        assert torch.equal(mine.values, repeated.values) and torch.equal(mine.contrast, repeated.contrast)
+    for name, grad in expected.items():
+        assert torch.equal(grads[name], same[name]), name
+        assert error(grads[name].cpu(), grad) < 0.1, name
 
 
 def test_packed_equals_unpacked_on_the_gpu() -> None:
@@ -164,10 +189,24 @@ def test_a_fast_training_is_the_plain_one_within_bf16(bits: int, big_base: Path,
         assert loss == pytest.approx(plain_one["measures"]["held_out_loss"][who], rel=0.01)
 
 
+def test_a_fast_training_with_a_contrast_is_the_plain_one_within_bf16(big_base: Path, tmp_path: Path) -> None:
+    logs = []
+    for kernels in ("fast", "plain"):
+        options: dict[str, Any] = {"precision": "auto", "rank": 16, "learning_rate": 1e-3, "contrast": 0.5}
+        run = write_run(tmp_path / kernels, big_base, kernels=kernels, **options)
+        assert train(run)["kernels"] == kernels
+        logs.append(read_log(run))
+    for fast, plain_one in zip(*logs, strict=True):
+        assert fast["against"] == plain_one["against"]
+        assert fast["loss"] == pytest.approx(plain_one["loss"], rel=0.03)
+        assert fast["contrast"] == pytest.approx(plain_one["contrast"], abs=0.1)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"dropout": 0.1},
+        {"dropout": 0.1, "contrast": 0.5, "checkpointing": True},
         {"bits": 4, "optimizer": "adamw-8bit", "adapter_bits": 16, "checkpointing": True, "offload": True},
     ],
     ids=str,

@@ -6,6 +6,7 @@
     kernels.py    the same as Triton kernels
     linear.py     frozen matrices (16 or 4 bit) with their LoRA parts
     block.py      one decoder block, forwards and backwards
+    second.py     the second loss of a pass: each reply against its twin under another identity
     engine.py     the whole pass, captured as one CUDA graph
 
 Nothing here owns a loop: `mrp.train.passes` hands rows in and gets the losses and the gradients.
