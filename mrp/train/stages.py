@@ -1,7 +1,7 @@
 """The stages of a training: what all characters share is learnt first, then, over it and frozen, their voices.
 
     stage = adapter_stage(weights, passes, update, options)
-    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on, why, processes)
+    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on, steps, processes, report)
     rate = stage.set_rates(step, options)           # then passes
     norm = stage.reduce(step, options.clip)
     stage.update.step()
@@ -25,8 +25,9 @@ from mrp.config import Run, TrainOptions
 from mrp.models.load import Hardware
 from mrp.models.loss import make_batch, token_losses
 from mrp.models.voices import VoiceBank, new_voices, save_voices
-from mrp.report import Reporter
+from mrp.report import SILENT, Reporter
 from mrp.train.checkpoint import State, put
+from mrp.train.fast_voices import fast_voice_passes
 from mrp.train.passes import Losses, Passes, Rows, compute_blocks_again, make_optimizer
 from mrp.train.processes import Processes
 from mrp.train.sharding import DdpUpdate, Update
@@ -72,6 +73,9 @@ class Stage:
         """Sum the gradients over all processes, and clip each learner's by its own norm; returns the norm of all."""
         if self.bank is None:
             return self.update.reduce(limit)
+        for who in self.learners.keys() - step.places.keys():  # AdamW passes over those that wait
+            for weight in self.learners[who].values():
+                weight.grad = None
         self.processes.sum_gradients(self.learning(step))
         norms = [
             float(torch.nn.utils.clip_grad_norm_(list(weights.values()), limit))
@@ -100,17 +104,22 @@ def voice_stage(
     options: TrainOptions,
     seed: int,
     on: Hardware,
-    why: str,
+    steps: Sequence[Step],
     processes: Processes,
+    report: Reporter = SILENT,
 ) -> Stage:
-    """The voices of `ids`, over the frozen `model`. Each process makes the same update: voices are small."""
+    """The voices of `ids`, over the frozen `model`. Each process makes the same update: voices are small.
+
+    `steps`: of this stage.
+    """
     bank = new_voices(model, ids, options.voice_rank, VOICE_SCALE, seed, options.dropout)
     learners: dict[str, dict[str, torch.nn.Parameter]] = {who: {} for who in ids}
     for name, weight in bank.parameters().items():
         learners[name.partition("/")[0]][name] = weight
     groups = [{"params": list(own.values())} for own in learners.values()]
     update = DdpUpdate(bank.parameters(), processes, lambda _: make_optimizer(groups, options))
-    passes = VoicePasses(model, bank, on, why, options.checkpointing)
+    fast, why = fast_voice_passes(model, bank, options, on, steps, processes.world, report)
+    passes = fast or VoicePasses(model, bank, on, why, options.checkpointing)
     return Stage(number, learners, options.voice_learning_rate, passes, update, len(ids), bank, processes)
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from mrp.models.loss import Batch
 from mrp.train.fast.block import Block, Kept, Places
 from mrp.train.fast.host import HostRows
-from mrp.train.fast.linear import Adapter, Scratch
+from mrp.train.fast.linear import Adapter, Joint, MakeJoint, Scratch
 from mrp.train.fast.pointwise import for_device
 from mrp.train.fast.rows import Fields, FlatShape, fields_of, flatten
 from mrp.train.fast.second import second_loss
@@ -37,7 +37,15 @@ def decoder_of(model: Any) -> tuple[Any, Any]:
 class Engine:
     """The fast path's state: blocks, adapter, and the tensors a pass reads and writes."""
 
-    def __init__(self, model: Any, shape: FlatShape, *, checkpointing: bool = False, offload: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        shape: FlatShape,
+        *,
+        checkpointing: bool = False,
+        offload: bool = False,
+        joint: MakeJoint = Joint,
+    ) -> None:
         self.shape, self.checkpointing = shape, checkpointing or offload
         self.model, self.decoder = decoder_of(model)
         self.head = self.model.get_output_embeddings().weight.data
@@ -48,7 +56,7 @@ class Engine:
         self.scratch = Scratch(rooms)
         tile = TILE if offload else 0
         layers = enumerate(self.decoder.layers)
-        self.blocks = [Block(layer, number, self.scratch, self.dtype, tile) for number, layer in layers]
+        self.blocks = [Block(layer, number, self.scratch, self.dtype, tile, joint) for number, layer in layers]
         self.adapter = Adapter([block.joints for block in self.blocks], self.dtype)
         self.chunk = SMALL_CHUNK if offload else CHUNK
         self.ops = for_device(self.device)

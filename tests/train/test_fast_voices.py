@@ -1,0 +1,192 @@
+"""Voices through the fast kernels learn what they learn through transformers, hooks and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+import torch
+from test_fast_engine import lora_model, sample
+from test_voices import VOICES, result_with_voices, voice_weights
+from tiny_runs import measured, read_log, read_record, stop_at
+
+from mrp.config import Run, TrainOptions
+from mrp.data.samples import Sample
+from mrp.errors import Stopped
+from mrp.models.load import Hardware
+from mrp.models.loss import token_losses
+from mrp.models.voices import VoiceBank, new_voices
+from mrp.train.fast_voices import FastVoicePasses
+from mrp.train.loop import train
+from mrp.train.processes import Processes
+from mrp.train.stages import VoicePasses, voice_stage
+from mrp.train.steps import Item, Step
+
+MakeRun = Callable[..., Run]
+NAKED = Hardware("cpu", torch.float64, None)
+IDS = ["tang", "wukong", "bajie"]
+
+
+def row(who: str, *lengths: int) -> tuple[Item, ...]:
+    return tuple(
+        Item(Sample(f"{who}{n}", who, who, (), (), (), ""), sample(n, 10 * IDS.index(who) + n)) for n in lengths
+    )
+
+
+def step(*rows: tuple[Item, ...]) -> Step:
+    return Step(1, rows, True, 1, {each[0].sample.character: (0, 2) for each in rows})
+
+
+ALL = step(row("tang", 9, 14), row("wukong", 20), row("bajie", 5, 6, 7))
+SOME = step(row("tang", 11), row("bajie", 12, 3))  # wukong waits
+
+
+def voiced(model: Any, dropout: float = 0.0) -> VoiceBank:
+    """Voices that already say something, over a frozen adapter."""
+    model.requires_grad_(False)
+    bank = new_voices(model, IDS, 3, 16, seed=0, dropout=dropout)
+    for voice in bank.voices.values():
+        voice.double()
+        generator = torch.Generator().manual_seed(len(voice.b))
+        for layer in voice.a:
+            voice.a[layer], voice.b[layer] = (half[layer] for half in (voice.a, voice.b))
+            voice.b[layer].data = 0.3 * torch.randn(voice.b[layer].shape, generator=generator, dtype=torch.float64)
+    return bank
+
+
+def learnt(passes: Any, bank: VoiceBank, of: Step) -> tuple[Any, dict[str, Any]]:
+    passes.begin_step()
+    losses = passes.learn(of.rows, of, 5)
+    return losses, {name: None if w.grad is None else w.grad.clone() for name, w in bank.parameters().items()}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("of", [ALL, SOME], ids=["all speak", "one waits"])
+@pytest.mark.parametrize("changes", [{}, {"family": "Qwen2"}, {"tie_word_embeddings": True, "head_dim": 16}], ids=str)
+def test_losses_and_gradients_are_autograds(changes: dict[str, Any], of: Step, checkpointing: bool) -> None:
+    model = lora_model(**changes)
+    bank = voiced(model)
+    options = TrainOptions(checkpointing=checkpointing)
+    expected, grads = learnt(VoicePasses(model, bank, NAKED, "", False), bank, of)
+    fast = FastVoicePasses(model, bank, options, [ALL, SOME], 1)
+    found, ours = learnt(fast, bank, of)
+    torch.testing.assert_close(found.values.double(), expected.values.double(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(found.item, expected.item)
+    for name, grad in grads.items():
+        if grad is None:
+            assert float(ours[name].abs().max()) == 0, name  # the stage takes it away
+            continue
+        assert grad.abs().max() > 0, name
+        torch.testing.assert_close(ours[name], grad, rtol=1e-5, atol=1e-5 * float(grad.abs().max()), msg=name)
+    again, same = learnt(fast, bank, of)
+    assert torch.equal(again.values, found.values) and all(torch.equal(same[name], ours[name]) for name in ours)
+    with torch.no_grad(), bank.speaking([None]):  # laid out anew, the model is what it was
+        batch = fast_batch(of)
+        torch.testing.assert_close(
+            token_losses(model, batch), token_losses(lora_model(**changes), batch), atol=1e-6, rtol=0
+        )
+
+
+def fast_batch(of: Step) -> Any:
+    from mrp.models.loss import make_batch
+
+    return make_batch([[item.rendered for item in each] for each in of.rows])
+
+
+def test_gradients_under_dropout_are_the_slope_of_the_losses() -> None:
+    """Weighed losses of a pass along a random direction of the voices' weights; the same seed drops the same."""
+    bank = voiced(model := lora_model(0.3))
+    fast = FastVoicePasses(model, bank, TrainOptions(dropout=0.3), [ALL], 1)
+    weights = bank.parameters()
+    generator = torch.Generator().manual_seed(3)
+    direction = {name: torch.randn(w.shape, generator=generator, dtype=torch.float64) for name, w in weights.items()}
+    losses, grads = learnt(fast, bank, ALL)
+    counts = torch.tensor([sum(item.rendered.labelled for item in each) for each in ALL.rows])
+    weighing = torch.repeat_interleave(1 / counts.double(), counts)
+
+    def at(distance: float) -> float:
+        kept = {name: w.detach().clone() for name, w in weights.items()}
+        with torch.no_grad():
+            for name, w in weights.items():
+                w.add_(direction[name], alpha=distance)
+            found = float((learnt(fast, bank, ALL)[0].values * weighing).sum())
+            for name, w in weights.items():
+                w.copy_(kept[name])
+        return found
+
+    slope = sum(float((grads[name] * d).sum()) for name, d in direction.items())
+    assert slope == pytest.approx((at(1e-7) - at(-1e-7)) / 2e-7, rel=1e-5)
+    assert not torch.equal(fast.learn(ALL.rows, ALL, 6).values, losses.values)
+
+
+def test_a_voice_that_waits_is_left_as_it_is() -> None:
+    model = lora_model()
+    options = TrainOptions(voice_rank=3)
+    stage = voice_stage(model, IDS, 1, options, 0, NAKED, [ALL, SOME], Processes())
+    assert stage.bank
+    for voice in stage.bank.voices.values():
+        voice.double()
+    stage.passes = FastVoicePasses(model, stage.bank, options, [ALL, SOME], 1)
+    for number, of in enumerate((ALL, SOME, ALL)):
+        before = {name: weight.detach().clone() for name, weight in stage.weights.items()}
+        stage.set_rates(of, options)
+        stage.passes.begin_step()
+        stage.passes.learn(of.rows, of, number)
+        assert stage.reduce(of, 1.0) > 0
+        stage.update.step()
+        moved = {
+            name.partition("/")[0] for name, weight in stage.weights.items() if not torch.equal(weight, before[name])
+        }
+        assert moved == set(of.places)
+    state: Any = stage.update.state_dict()["state"]  # by number, in the order of the weights
+    done = {name.partition("/")[0]: int(state[number]["step"]) for number, name in enumerate(stage.weights)}
+    assert done == {"tang": 3, "wukong": 2, "bajie": 3}
+
+
+# -- in training --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fast_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("only on a machine without a GPU: flash attention wants bf16")
+
+    def chosen(model: Any, bank: Any, options: Any, _: Any, steps: Any, world: int, __: Any) -> Any:
+        if options.kernels == "plain":
+            return None, "the run asks for them"
+        return FastVoicePasses(model, bank, options, steps, world), ""
+
+    monkeypatch.setattr("mrp.train.stages.fast_voice_passes", chosen)
+
+
+@pytest.mark.usefixtures("fast_on_cpu")
+def test_voices_trained_fast_are_those_trained_plainly(make_run: MakeRun, uninterrupted: MakeRun) -> None:
+    options = VOICES | {"voice_rows": 2, "dev": 0}
+    run, plain = make_run(**options), uninterrupted(kernels="plain", **options)
+    record = train(run)
+    assert (record["voice_kernels"], read_record(plain)["voice_kernels"]) == ("fast", "plain")
+    assert [r["samples"] for r in read_log(run)] == [r["samples"] for r in read_log(plain)]
+    for found, expected in zip(measured(run), measured(plain), strict=True):
+        assert found == pytest.approx(expected, rel=2e-3)
+    theirs = voice_weights(plain)
+    for who, own in voice_weights(run).items():
+        assert max(float((value - theirs[who][name]).abs().max()) for name, value in own.items()) < 1e-3
+
+
+@pytest.mark.usefixtures("fast_on_cpu")
+def test_stopped_and_resumed_fast_voices_end_the_same(make_run: MakeRun) -> None:
+    options = VOICES | {"dropout": 0.2, "voice_rows": 2}
+    whole, stopped = make_run("whole", **options), make_run("stopped", **options)
+    train(whole)
+    stages = [each.get("voices") for each in read_log(whole)]
+    done = 0
+    for at in (stages.count(None), stages.count(None) + 2):
+        with pytest.raises(Stopped):
+            train(stopped, resume=done > 0, report=stop_at(at - done))
+        done = at
+    train(stopped, resume=True)
+    assert result_with_voices(stopped) == result_with_voices(whole)
