@@ -451,9 +451,34 @@ def test_voices_are_counted_to_the_byte() -> None:
     optimizer = torch.optim.AdamW(weights)
     optimizer.step()
     options = recipe(bits=16, rank=RANK, voices=True, voice_rows=3)
-    parts = predict_voices(tiny_shape(), options, RowShape.typical(options)).parts
+    parts = predict_voices(tiny_shape(), options, RowShape.typical(options), "fast").parts
     assert parts["voices"] == parts["gradients"] == sum(map(size, weights))
     assert parts["optimizer"] == sum(size(v) for state in optimizer.state.values() for v in state.values())
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+def test_what_fast_voices_hold_is_counted_to_the_byte(bits: int) -> None:
+    pytest.importorskip("torch")
+    from mrp.models.voices import new_voices
+    from mrp.train.fast.engine import Engine
+    from mrp.train.fast.rows import FlatShape
+    from mrp.train.fast.voices import voice_joints
+
+    model = tiny_model(bits)
+    adapter = [p.data_ptr() for p in model.parameters() if p.requires_grad]
+    bank = new_voices(model, ["a", "b", "c"], 8, 16, seed=0)
+    engine = Engine(model, FlatShape(3, 64, 6, 32, 128), joint=voice_joints(model, bank))
+    options = recipe(bits=16, rank=RANK, voices=True, voice_rows=3, adapter_bits=bits)
+    parts = predict_voices(tiny_shape(), options, RowShape.typical(options), "fast").parts
+    assert parts["voices"] == size(engine.adapter.values)
+    assert parts["gradients"] == size(engine.adapter.grads)
+    block = engine.adapter.block_grad
+    assert block is not None and parts["gradients of a block, bf16"] == size(block)
+    joints: list[Any] = [joint for block in engine.blocks for joint in block.joints]
+    frozen = [part for joint in joints for part in (joint.frozen_a, *joint.frozen_b)]
+    copies = sum(size(part) for part in frozen if part.data_ptr() not in adapter)
+    counted = parts["voices and LoRA, bf16 copy"]
+    assert counted == size(engine.adapter.copy) + copies
 
 
 def test_a_training_with_voices_needs_what_its_larger_stage_needs() -> None:

@@ -67,6 +67,11 @@ class VoiceBank:
     def ids(self) -> list[str]:
         return list(self.voices)
 
+    @property
+    def rows(self) -> tuple[str | None, ...]:
+        """Who speaks the rows of a batch now; empty where none with a voice does."""
+        return self._rows
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Every weight of every voice, by "CHARACTER/LAYER.lora_A" and the like, in a fixed order."""
         return {

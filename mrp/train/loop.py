@@ -225,9 +225,10 @@ class Training:
         checkpoint.put(self.weights, self.best)
         for weight in self.weights.values():
             weight.requires_grad_(False).grad = None
-        ids, steps = self.plan.learners(number), [step for step in self.steps if step.stage == number]
-        seed, many = self.run.config.seed, self.processes
-        self.stage = voice_stage(self.model, ids, number, self.options, seed, self.on, steps, many, self.report)
+        ids, seed = self.plan.learners(number), self.run.config.seed
+        self.stage = voice_stage(
+            self.model, ids, number, self.options, seed, self.on, self.plan, self.processes, self.report
+        )
         self.kernels |= {"voice_kernels": self.stage.passes.name}
         if self.state.stage != number:
             adapted = next(e for e in self.state.epochs if e["epoch"] == self.state.best_epoch)

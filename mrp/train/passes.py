@@ -150,7 +150,7 @@ def _shape(plan: Plan, options: TrainOptions, world: int) -> FlatShape:
 
     learnt = [with_twins(rows) for rows in _micro_batches(plan, options, world)]
     measured = [
-        [[items[i].rendered for i in row]] for items in (plan.dev, plan.held_out) for row in _packed(items, options)
+        [[items[i].rendered for i in row]] for items in (plan.dev, plan.held_out) for row in packed_rows(items, options)
     ]
     sizes = [[[(len(s.input_ids), s.labelled) for s in row] for row in rows] for rows in [*learnt, *measured]]
     twins = [
@@ -172,7 +172,8 @@ def _micro_batches(plan: Plan, options: TrainOptions, world: int) -> Iterable[Ro
                 yield mine[at : at + options.micro_batch]
 
 
-def _packed(items: Sequence[Item], options: TrainOptions) -> list[list[int]]:
+def packed_rows(items: Sequence[Item], options: TrainOptions) -> list[list[int]]:
+    """The numbers of `items` in each row while they are measured."""
     return pack([len(item.rendered.input_ids) for item in items], options.max_tokens)
 
 

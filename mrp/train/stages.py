@@ -1,7 +1,7 @@
 """The stages of a training: what all characters share is learnt first, then, over it and frozen, their voices.
 
     stage = adapter_stage(weights, passes, update, options)
-    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on, steps, processes, report)
+    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on, plan, processes, report)
     rate = stage.set_rates(step, options)           # then passes
     norm = stage.reduce(step, options.clip)
     stage.update.step()
@@ -31,7 +31,7 @@ from mrp.train.fast_voices import fast_voice_passes
 from mrp.train.passes import Losses, Passes, Rows, compute_blocks_again, make_optimizer
 from mrp.train.processes import Processes
 from mrp.train.sharding import DdpUpdate, Update
-from mrp.train.steps import ADAPTER, Step, learning_rate
+from mrp.train.steps import ADAPTER, Plan, Step, learning_rate
 
 VOICE_SCALE = 16  # alpha of a voice
 
@@ -78,11 +78,11 @@ class Stage:
                 weight.grad = None
         self.processes.sum_gradients(self.learning(step))
         norms = [
-            float(torch.nn.utils.clip_grad_norm_(list(weights.values()), limit))
+            torch.nn.utils.clip_grad_norm_(list(weights.values()), limit)
             for who, weights in self.learners.items()
             if who in step.places
         ]
-        return norms[0] if len(norms) == 1 else math.hypot(*norms)
+        return math.hypot(*torch.stack(norms).tolist())  # read all at once: a GPU is waited for
 
     def close(self) -> None:
         """Take the voices off the model."""
@@ -104,21 +104,18 @@ def voice_stage(
     options: TrainOptions,
     seed: int,
     on: Hardware,
-    steps: Sequence[Step],
+    plan: Plan,
     processes: Processes,
     report: Reporter = SILENT,
 ) -> Stage:
-    """The voices of `ids`, over the frozen `model`. Each process makes the same update: voices are small.
-
-    `steps`: of this stage.
-    """
+    """The voices of `ids`, over the frozen `model`. Each process makes the same update: voices are small."""
     bank = new_voices(model, ids, options.voice_rank, VOICE_SCALE, seed, options.dropout)
     learners: dict[str, dict[str, torch.nn.Parameter]] = {who: {} for who in ids}
     for name, weight in bank.parameters().items():
         learners[name.partition("/")[0]][name] = weight
     groups = [{"params": list(own.values())} for own in learners.values()]
     update = DdpUpdate(bank.parameters(), processes, lambda _: make_optimizer(groups, options))
-    fast, why = fast_voice_passes(model, bank, options, on, steps, processes.world, report)
+    fast, why = fast_voice_passes(model, bank, options, on, plan, processes.world, report)
     passes = fast or VoicePasses(model, bank, on, why, options.checkpointing)
     return Stage(number, learners, options.voice_learning_rate, passes, update, len(ids), bank, processes)
 
@@ -140,17 +137,17 @@ class VoicePasses:
     def learn(self, rows: Rows, step: Step, seed: int) -> Losses:
         """A row is the whole of its voice's step, so a token counts by how many its row has."""
         del step, seed
-        batch = make_batch([[item.rendered for item in row] for row in rows]).to(self.on.device)
+        batch = make_batch([[item.rendered for item in row] for row in rows])
+        counts = torch.bincount(batch.row, minlength=len(rows))[batch.row]
         self.bank.is_training = True
         try:
             with self.bank.speaking([row[0].sample.character for row in rows]):
                 with self.on.autocast_context():
-                    losses = token_losses(self.measured, batch)
-                counts = torch.bincount(batch.row, minlength=len(rows))
-                (losses / counts[batch.row]).sum().backward()
+                    losses = token_losses(self.measured, batch.to(self.on.device))
+                (losses / counts.to(losses.device)).sum().backward()
         finally:
             self.bank.is_training = False
-        return Losses(losses.detach(), batch.sample.cpu())
+        return Losses(losses.detach(), batch.sample)
 
 
 # -- which epoch's weights are kept ----------------------------------------------------------------------------------

@@ -12,9 +12,13 @@ pytest.importorskip("peft")
 import torch
 from test_fast_contrast import by_autograd, fast_passes, learnt
 from test_fast_engine import ROWS, lora_model, reference, sample, shape_for
+from test_fast_voices import ALL, NAKED, PLAN, SOME, voiced
+from test_fast_voices import learnt as learnt_voices
+from test_voices import VOICES, result_with_voices
 from tiny_models import save_base
 from tiny_runs import measured, read_log, read_record, result, stop_at, write_run
 
+from mrp.config import TrainOptions
 from mrp.errors import Stopped
 from mrp.models.loss import make_batch
 from mrp.train.fast import pointwise as plain
@@ -23,8 +27,10 @@ from mrp.train.fast.block import attention_grads
 from mrp.train.fast.engine import Engine
 from mrp.train.fast.pointwise import Dropout
 from mrp.train.fast.rows import flatten
+from mrp.train.fast_voices import FastVoicePasses
 from mrp.train.loop import train
 from mrp.train.lora import adapter_parameters
+from mrp.train.stages import VoicePasses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
 BIG = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "initializer_range": 0.05}
@@ -142,6 +148,29 @@ def test_a_captured_second_loss_is_the_plain_one_within_bf16(how: dict[str, bool
         assert error(grads[name].cpu(), grad) < 0.1, name
 
 
+@pytest.mark.parametrize("of", [ALL, SOME], ids=["all speak", "one waits"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_captured_voices_are_the_plain_ones_within_bf16(checkpointing: bool, of: Any) -> None:
+    model = lora_model(**BIG)
+    bank = voiced(model, 0.03)
+    expected_losses, expected = learnt_voices(VoicePasses(model, bank, NAKED, "", False), bank, of)
+    model = in_bf16(lora_model(**BIG))
+    bank = voiced(model, 0.03)
+    for weight in bank.parameters().values():
+        weight.data = weight.data.float().cuda()
+    passes = FastVoicePasses(model, bank, TrainOptions(checkpointing=checkpointing), PLAN, 1)
+    found, grads = learnt_voices(passes, bank, of)
+    again, same = learnt_voices(passes, bank, of)
+    assert torch.equal(found.values, again.values)
+    assert error(found.values.cpu(), expected_losses.values) < 0.02
+    for name, grad in expected.items():
+        assert torch.equal(grads[name], same[name]), name
+        if grad is None:
+            assert float(grads[name].abs().max()) == 0, name
+        else:
+            assert error(grads[name].cpu(), grad) < 0.15, name
+
+
 def test_packed_equals_unpacked_on_the_gpu() -> None:
     model = lora_model(**BIG).to("cuda", torch.bfloat16)
     alone = [[s] for row in ROWS for s in row]
@@ -221,3 +250,30 @@ def test_a_fast_training_that_was_stopped_ends_as_the_uninterrupted_one(
         train(stopped, report=stop_at(3))
     train(stopped, resume=True)
     assert result(stopped) == result(whole)
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_voices_trained_fast_are_those_trained_plainly_within_bf16(bits: int, big_base: Path, tmp_path: Path) -> None:
+    records = []
+    for kernels in ("fast", "plain"):
+        options = VOICES | {"kernels": kernels, "bits": bits, "precision": "auto", "voice_rows": 2, "dev": 0}
+        records.append(train(write_run(tmp_path / kernels, big_base, **options)))
+        assert records[-1]["voice_kernels"] == kernels
+    fast, plain_one = (record["measures"]["held_out_loss"] for record in records)
+    for who, losses in fast.items():
+        assert losses["after"] < losses["adapter"]
+        assert losses["after"] == pytest.approx(plain_one[who]["after"], rel=0.02)
+
+
+def test_fast_voices_that_were_stopped_end_as_the_uninterrupted_ones(big_base: Path, tmp_path: Path) -> None:
+    given = VOICES | {"kernels": "fast", "precision": "auto", "rank": 16, "dropout": 0.1, "voice_rows": 2}
+    whole, stopped = (write_run(tmp_path / name, big_base, **given) for name in ("whole", "stopped"))
+    train(whole)
+    done = 0
+    adapter = [row.get("voices") for row in read_log(whole)].count(None)
+    for at in (adapter, adapter + 2):
+        with pytest.raises(Stopped):
+            train(stopped, resume=done > 0, report=stop_at(at - done))
+        done = at
+    train(stopped, resume=True)
+    assert result_with_voices(stopped) == result_with_voices(whole)

@@ -17,6 +17,7 @@ from tiny_runs import measured, read_log, read_record, stop_at
 from mrp.config import Run, TrainOptions
 from mrp.data.samples import Sample
 from mrp.errors import Stopped
+from mrp.evaluate.held_out import character_losses
 from mrp.models.load import Hardware
 from mrp.models.loss import token_losses
 from mrp.models.voices import VoiceBank, new_voices
@@ -24,7 +25,7 @@ from mrp.train.fast_voices import FastVoicePasses
 from mrp.train.loop import train
 from mrp.train.processes import Processes
 from mrp.train.stages import VoicePasses, voice_stage
-from mrp.train.steps import Item, Step
+from mrp.train.steps import Item, Plan, Step
 
 MakeRun = Callable[..., Run]
 NAKED = Hardware("cpu", torch.float64, None)
@@ -43,18 +44,19 @@ def step(*rows: tuple[Item, ...]) -> Step:
 
 ALL = step(row("tang", 9, 14), row("wukong", 20), row("bajie", 5, 6, 7))
 SOME = step(row("tang", 11), row("bajie", 12, 3))  # wukong waits
+HELD_OUT = [item for who in IDS for item in row(who, 8, 13)]
+PLAN = Plan([ALL, SOME], [], [], [], HELD_OUT, [], 0)
 
 
-def voiced(model: Any, dropout: float = 0.0) -> VoiceBank:
+def voiced(model: Any, size: float = 0.1) -> VoiceBank:
     """Voices that already say something, over a frozen adapter."""
     model.requires_grad_(False)
-    bank = new_voices(model, IDS, 3, 16, seed=0, dropout=dropout)
-    for voice in bank.voices.values():
+    bank = new_voices(model, IDS, 3, 16, seed=0)
+    for number, voice in enumerate(bank.voices.values()):
         voice.double()
-        generator = torch.Generator().manual_seed(len(voice.b))
+        generator = torch.Generator().manual_seed(number)
         for layer in voice.a:
-            voice.a[layer], voice.b[layer] = (half[layer] for half in (voice.a, voice.b))
-            voice.b[layer].data = 0.3 * torch.randn(voice.b[layer].shape, generator=generator, dtype=torch.float64)
+            voice.b[layer].data = size * torch.randn(voice.b[layer].shape, generator=generator, dtype=torch.float64)
     return bank
 
 
@@ -72,7 +74,7 @@ def test_losses_and_gradients_are_autograds(changes: dict[str, Any], of: Step, c
     bank = voiced(model)
     options = TrainOptions(checkpointing=checkpointing)
     expected, grads = learnt(VoicePasses(model, bank, NAKED, "", False), bank, of)
-    fast = FastVoicePasses(model, bank, options, [ALL, SOME], 1)
+    fast = FastVoicePasses(model, bank, options, PLAN, 1)
     found, ours = learnt(fast, bank, of)
     torch.testing.assert_close(found.values.double(), expected.values.double(), rtol=1e-6, atol=1e-6)
     assert torch.equal(found.item, expected.item)
@@ -100,7 +102,7 @@ def fast_batch(of: Step) -> Any:
 def test_gradients_under_dropout_are_the_slope_of_the_losses() -> None:
     """Weighed losses of a pass along a random direction of the voices' weights; the same seed drops the same."""
     bank = voiced(model := lora_model(0.3))
-    fast = FastVoicePasses(model, bank, TrainOptions(dropout=0.3), [ALL], 1)
+    fast = FastVoicePasses(model, bank, TrainOptions(dropout=0.3), PLAN, 1)
     weights = bank.parameters()
     generator = torch.Generator().manual_seed(3)
     direction = {name: torch.randn(w.shape, generator=generator, dtype=torch.float64) for name, w in weights.items()}
@@ -126,11 +128,11 @@ def test_gradients_under_dropout_are_the_slope_of_the_losses() -> None:
 def test_a_voice_that_waits_is_left_as_it_is() -> None:
     model = lora_model()
     options = TrainOptions(voice_rank=3)
-    stage = voice_stage(model, IDS, 1, options, 0, NAKED, [ALL, SOME], Processes())
+    stage = voice_stage(model, IDS, 1, options, 0, NAKED, PLAN, Processes())
     assert stage.bank
     for voice in stage.bank.voices.values():
         voice.double()
-    stage.passes = FastVoicePasses(model, stage.bank, options, [ALL, SOME], 1)
+    stage.passes = FastVoicePasses(model, stage.bank, options, PLAN, 1)
     for number, of in enumerate((ALL, SOME, ALL)):
         before = {name: weight.detach().clone() for name, weight in stage.weights.items()}
         stage.set_rates(of, options)
@@ -147,6 +149,20 @@ def test_a_voice_that_waits_is_left_as_it_is() -> None:
     assert done == {"tang": 3, "wukong": 2, "bajie": 3}
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_each_row_is_measured_with_the_voice_of_its_character(dropout: float) -> None:
+    model = lora_model(dropout)
+    bank = voiced(model)
+    given: Any = [HELD_OUT, 32, NAKED]
+    expected = character_losses(model, *given, speaking=bank.speaking)
+    silent = character_losses(model, *given)
+    fast = FastVoicePasses(model, bank, TrainOptions(dropout=dropout, max_tokens=32), PLAN, 1)
+    found = character_losses(fast.measured, *given, speaking=bank.speaking)
+    for who in IDS:
+        assert found[who].loss == pytest.approx(expected[who].loss, rel=1e-6)
+        assert abs(found[who].loss - silent[who].loss) > 0.01
+
+
 # -- in training --------------------------------------------------------------------------------------------------
 
 
@@ -155,10 +171,10 @@ def fast_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("only on a machine without a GPU: flash attention wants bf16")
 
-    def chosen(model: Any, bank: Any, options: Any, _: Any, steps: Any, world: int, __: Any) -> Any:
+    def chosen(model: Any, bank: Any, options: Any, _: Any, plan: Any, world: int, __: Any) -> Any:
         if options.kernels == "plain":
             return None, "the run asks for them"
-        return FastVoicePasses(model, bank, options, steps, world), ""
+        return FastVoicePasses(model, bank, options, plan, world), ""
 
     monkeypatch.setattr("mrp.train.stages.fast_voice_passes", chosen)
 

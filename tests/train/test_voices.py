@@ -253,8 +253,9 @@ def test_over_a_base_in_4_bit_voices_learn(tiny_base: Path, make_run: MakeRun) -
     on = hardware("fp32")
     options = TrainOptions(rank=4, voice_rank=2)
     model = add_adapter(load_model(tiny_base, on, bits=4), options, 0).requires_grad_(False).train()
-    stage = voice_stage(model, ["tang", "wukong"], 1, options, 0, on, [], Processes())
-    rows = {row[0].sample.character: row for row in plan_rows(make_run(voice_rows=2, **VOICES))}
+    plan = plan_training(make_run(voice_rows=2, **VOICES), ChatTemplate(SHAPES["chatml"].tokenizer()))
+    stage = voice_stage(model, ["tang", "wukong"], 1, options, 0, on, plan, Processes())
+    rows = {row[0].sample.character: row for step in plan.steps if step.stage for row in step.rows}
     step = Step(1, (rows["tang"], rows["wukong"]), True, 1, {"tang": (0, 2), "wukong": (0, 2)})
     losses = []
     for _ in range(2):
