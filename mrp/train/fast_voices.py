@@ -116,6 +116,8 @@ def fast_voice_passes(
     reason = "the run asks for them" if options.kernels == "plain" else why_not(model, options, on.device)
     if not reason and on.weights != torch.bfloat16:
         reason = f"the base is in {on.weights}, not in bf16"
+    if not reason and any(item.twin for step in plan.steps if step.stage for item in step.items):
+        reason = "the fast kernels have no room for twins of voices"
     if reason:
         return None, reason
     try:
