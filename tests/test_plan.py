@@ -382,6 +382,14 @@ def test_a_budget_too_small_says_the_least_and_what_to_cut() -> None:
     assert mrp("plan", "internlm2-chat-7b-qlora", "--gpu-memory", f"{least - 10}MiB", "-q").code == 2
 
 
+def test_a_budget_too_small_for_voices_says_what_does_without_them() -> None:
+    given = ("plan", "internlm2-chat-7b-qlora", "--set", "train.voices=true", "--gpu-memory")
+    fix = mrp(*given, "6GiB", "--json").json["error"]["fix"]
+    least = fix.partition("set train.voices: false (then ")[2].partition(" MiB")[0].replace(",", "")
+    fits = mrp(*given[:2], "--gpu-memory", f"{least}MiB", "--json")
+    assert fits.code == 0 and "max_tokens" in json.dumps(fits.json)
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

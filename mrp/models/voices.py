@@ -184,6 +184,15 @@ def linear_layers(model: Any) -> dict[str, Any]:
     return {name: module for name, module in found.items() if ".lora_" not in name}
 
 
+def voice_layers(model: Any) -> dict[str, Any]:
+    """The layers beside which voices go; `InputError` for a model without any."""
+    found = linear_layers(model)
+    if not found:
+        fix = "set train.voices: false, or take another base model"
+        raise InputError("voices find no linear layers in this model", "base", fix)
+    return found
+
+
 def new_voices(
     model: Any, ids: Sequence[str], rank: int, alpha: int, seed: int, dropout: float = 0.0, layers: Sequence[str] = ()
 ) -> VoiceBank:
@@ -192,9 +201,7 @@ def new_voices(
     A voice's start depends on the seed and its own id alone, so it is the same whoever else is trained beside it.
     Raises `InputError` for a model without linear layers.
     """
-    targets = linear_layers(model)
-    if not targets:
-        raise InputError("voices find no linear layers in this model", "base", "take another base model")
+    targets = voice_layers(model)
     voices = {}
     for who in ids:
         digest = hashlib.blake2b(f"{seed} {who}".encode(), digest_size=7).digest()
