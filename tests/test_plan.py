@@ -466,16 +466,17 @@ def test_voices_are_counted_to_the_byte() -> None:
 
 @pytest.mark.parametrize("bits", [32, 16])
 def test_what_fast_voices_hold_is_counted_to_the_byte(bits: int) -> None:
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     from mrp.models.voices import new_voices
     from mrp.train.fast.engine import Engine
     from mrp.train.fast.rows import FlatShape
-    from mrp.train.fast.voices import voice_joints
+    from mrp.train.fast.voices import Speakers, voice_joints
 
     model = tiny_model(bits)
     adapter = [p.data_ptr() for p in model.parameters() if p.requires_grad]
     bank = new_voices(model, ["a", "b", "c"], 8, 16, seed=0)
-    engine = Engine(model, FlatShape(3, 64, 6, 32, 128), joint=voice_joints(model, bank))
+    speakers = Speakers(3, 3, torch.device("cpu"), torch.bfloat16)
+    engine = Engine(model, FlatShape(3, 64, 6, 32, 128), joint=voice_joints(model, bank, speakers))
     options = recipe(bits=16, rank=RANK, voices=True, voice_rows=3, adapter_bits=bits)
     parts = predict_voices(tiny_shape(), options, RowShape.typical(options), "fast").parts
     assert parts["voices"] == size(engine.adapter.values)

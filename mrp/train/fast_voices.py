@@ -3,8 +3,8 @@
     passes, why = fast_voice_passes(model, bank, options, on, plan, world, report)      # None, and why not
     losses = passes.learn(rows, step, seed)
 
-As `mrp.train.stages.VoicePasses` computes them, with one shape: each voice of the group has a row of its own in every
-pass, empty while that voice waits for the others.
+As `mrp.train.stages.VoicePasses` computes them, with one shape: a pass in which some voices wait for the others has
+empty rows.
 """
 
 from __future__ import annotations
@@ -19,67 +19,95 @@ from mrp.models.load import Hardware
 from mrp.models.loss import Batch, make_batch
 from mrp.models.voices import VoiceBank
 from mrp.report import Reporter
-from mrp.train.passes import Losses, Rows, packed_rows, too_little_memory
+from mrp.train.contrast import reply_numbers
+from mrp.train.passes import Losses, Rows, packed_rows, too_little_memory, with_twins
 from mrp.train.steps import Plan, Step
 
 if TYPE_CHECKING:
     from mrp.train.fast.engine import Engine
+    from mrp.train.fast.rows import FlatShape
+    from mrp.train.fast.voices import Speakers
 
 
 class FastVoicePasses:
-    """Through `mrp.train.fast`."""
+    """Through `mrp.train.fast`; `contrast` is the weight of the second loss of rows that have twins."""
 
     name, why = "fast", ""
 
-    def __init__(self, model: Any, bank: VoiceBank, options: TrainOptions, plan: Plan, world: int) -> None:
+    def __init__(
+        self, model: Any, bank: VoiceBank, options: TrainOptions, plan: Plan, world: int, contrast: float = 0.0
+    ) -> None:
         from mrp.train.fast.engine import Engine
-        from mrp.train.fast.rows import shape_of
-        from mrp.train.fast.voices import voice_joints
+        from mrp.train.fast.voices import Speakers, voice_joints
 
-        self.slots = bank.ids
-        passes: list[Rows] = []
-        for step in plan.steps:
-            if step.places.keys() <= set(self.slots):
-                passes += [rows for rank in range(world) if (rows := step.rows[rank::world])]
-        for items in (plan.dev, plan.held_out):
-            for who in self.slots:  # measured row by row
-                own = [item for item in items if item.sample.character == who]
-                passes += [[[own[i] for i in row]] for row in packed_rows(own, options)]
-        sizes = [[[(len(s.input_ids), s.labelled) for s in row] for row in self._placed(rows)] for rows in passes]
-        joint = voice_joints(model, bank)
-        shape = shape_of(sizes, len(self.slots))
+        self.ids, self.contrast = bank.ids, contrast
+        shape = self._shape(options, plan, world)
+        head = model.get_output_embeddings().weight
+        self.speakers = Speakers(len(self.ids), shape.rows, head.device, head.dtype)
+        joint = voice_joints(model, bank, self.speakers)
         self.engine = Engine(model, shape, checkpointing=options.checkpointing, joint=joint)
-        self.measured = MeasuringVoices(self.engine, bank)
+        self.measured = MeasuringVoices(self.engine, bank, self.speakers)
         self.engine.prepare()
 
     def begin_step(self) -> None:
         self.engine.begin_step()
 
     def learn(self, rows: Rows, step: Step, seed: int) -> Losses:
-        """A row is the whole of its voice's step, so a token counts by how many its row has."""
-        from mrp.train.fast.rows import flatten
+        """A row is the whole of its voice's step, so a token counts by how many its row has, a twin's reply likewise.
+
+        A row of twins is spoken by the voice of the one under whose identity it is, which learns too.
+        """
+        from mrp.train.fast.rows import Twins, flatten
 
         del step
-        batch = make_batch(self._placed(rows))
-        counts = torch.bincount(batch.row, minlength=len(self.slots))
-        losses = self.engine.learn(flatten(batch, self.engine.shape, 1 / counts[batch.row].double(), seed))
-        return Losses(losses[: len(batch.target)], batch.sample)
+        batch, shape = make_batch(with_twins(rows)), self.engine.shape
+        self.speakers.choose([self.ids.index(who) for who in _speakers(rows)])
+        own = sum(item.rendered.labelled for row in rows for item in row)
+        counts = torch.bincount(batch.row[:own])
+        shares = [1 / count for row in rows for count in [_replies([row])] for _ in range(count)]
+        items = [item for row in rows for item in row]
+        pull = self.contrast * torch.tensor(shares, dtype=torch.float64)
+        twins = Twins(own, reply_numbers(items), pull) if shares else None
+        losses = self.engine.learn(flatten(batch, shape, 1 / counts[batch.row[:own]].double(), seed, twins))
+        terms = losses[shape.labelled : shape.labelled + len(shares)] if shares else None
+        return Losses(losses[:own], batch.sample[:own], terms)
 
-    def _placed(self, rows: Rows) -> list[list[Any]]:
-        """What is rendered of each voice's row, in the order of the voices; none for those that wait."""
-        places = [self.slots.index(row[0].sample.character) for row in rows]
-        assert places == sorted(places), "rows come in the order of the voices, as their losses go back"
-        found: list[list[Any]] = [[] for _ in self.slots]
-        for place, row in zip(places, rows, strict=True):
-            found[place] = [item.rendered for item in row]
-        return found
+    def _shape(self, options: TrainOptions, plan: Plan, world: int) -> FlatShape:
+        """The one shape of all that is learnt and measured in this stage."""
+        from mrp.train.fast.rows import shape_of
+
+        at_once = min(len(self.ids), options.voice_rows)
+        learnt: list[Rows] = []
+        for step in plan.steps:
+            for rank in range(world if step.stage and step.places.keys() <= set(self.ids) else 0):
+                mine = step.rows[rank::world]
+                learnt += [mine[at : at + at_once] for at in range(0, len(mine), at_once)]
+        measured: list[Rows] = []
+        for items in (plan.dev, plan.held_out):
+            for who in self.ids:
+                own = [item for item in items if item.sample.character == who]
+                measured += [[[own[i] for i in row]] for row in packed_rows(own, options)]
+        rows = [*map(with_twins, learnt), *([[item.rendered for item in row] for row in each] for each in measured)]
+        sizes = [[[(len(s.input_ids), s.labelled) for s in row] for row in each] for each in rows]
+        return dataclasses.replace(shape_of(sizes, max(map(len, sizes))), replies=max(map(_replies, learnt)))
+
+
+def _speakers(rows: Rows) -> list[str]:
+    """Who speaks each row of `with_twins(rows)`."""
+    others = [next((item.twin.identity for item in row if item.twin), None) for row in rows]
+    return [row[0].sample.character for row in rows] + [who for who in others if who is not None]
+
+
+def _replies(rows: Rows) -> int:
+    """Replies that have a twin."""
+    return sum(item.rendered.replies for row in rows for item in row if item.twin)
 
 
 class MeasuringVoices:
     """The engine where a model is asked for the losses of a row that one character speaks; dropout is off."""
 
-    def __init__(self, engine: Engine, bank: VoiceBank) -> None:
-        self.engine, self.bank, self.training = engine, bank, False
+    def __init__(self, engine: Engine, bank: VoiceBank, speakers: Speakers) -> None:
+        self.engine, self.bank, self.speakers, self.training = engine, bank, speakers, False
 
     def eval(self) -> MeasuringVoices:
         return self
@@ -92,13 +120,8 @@ class MeasuringVoices:
         """(N,) of a batch of one row, whose speaker `VoiceBank.speaking` says."""
         (who,) = self.bank.rows
         assert who is not None and len(batch.input_ids) == 1
-        place, many = self.bank.ids.index(who), len(self.bank.ids)
-        on_host = batch.to("cpu")
-        ids = torch.zeros(many, on_host.input_ids.shape[1], dtype=torch.long)
-        positions = torch.arange(ids.shape[1]).repeat(many, 1)  # rows of voices that are silent hold one document
-        ids[place], positions[place] = on_host.input_ids[0], on_host.position_ids[0]
-        row = torch.full_like(on_host.row, place)
-        return self.engine.token_losses(dataclasses.replace(on_host, input_ids=ids, position_ids=positions, row=row))
+        self.speakers.choose([self.bank.ids.index(who)])
+        return self.engine.token_losses(batch)
 
 
 def fast_voice_passes(
@@ -109,6 +132,7 @@ def fast_voice_passes(
     plan: Plan,
     world: int,
     report: Reporter,
+    contrast: float = 0.0,
 ) -> tuple[FastVoicePasses | None, str]:
     """Fast passes where model and machine can take them, else None and why not; `InputError` if memory runs out."""
     from mrp.train.fast.fit import why_not
@@ -116,12 +140,10 @@ def fast_voice_passes(
     reason = "the run asks for them" if options.kernels == "plain" else why_not(model, options, on.device)
     if not reason and on.weights != torch.bfloat16:
         reason = f"the base is in {on.weights}, not in bf16"
-    if not reason and any(item.twin for step in plan.steps if step.stage for item in step.items):
-        reason = "the fast kernels have no room for twins of voices"
     if reason:
         return None, reason
     try:
-        return FastVoicePasses(model, bank, options, plan, world), ""
+        return FastVoicePasses(model, bank, options, plan, world, contrast), ""
     except torch.OutOfMemoryError as error:
         raise too_little_memory(options) from error
     except RuntimeError as error:  # a kernel that does not build here, a capture that is refused

@@ -111,7 +111,7 @@ def test_weights_are_what_autograd_gives_a_token() -> None:
     losses = torch.tensor([1.0, 2, 3, 900, 5, 6, 2, 2, 1, 1, 1, 0], dtype=torch.float64, requires_grad=True)
     weight = torch.tensor([0.25] * 6 + [0.0] * 6, dtype=torch.float64)
     unused = torch.zeros(0, dtype=torch.long)
-    fields = Fields(*[unused] * 5, weight, parts, unused, unused, torch.tensor([0.5], dtype=torch.float64))
+    fields = Fields(*[unused] * 5, weight, parts, unused, unused, torch.tensor([0.5, 0.5, 0], dtype=torch.float64))
     gaps = torch.stack([losses[:2].sum() - losses[6:8].sum(), losses[3:6].sum() - losses[8:11].sum()])
     ((losses * weight).sum() + 0.5 * torch.nn.functional.softplus(gaps).sum()).backward()
     found, terms = second_loss(losses.detach(), fields, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +20,16 @@ from mrp.data.samples import Sample
 from mrp.errors import Stopped
 from mrp.evaluate.held_out import character_losses
 from mrp.models.load import Hardware
-from mrp.models.loss import token_losses
+from mrp.models.loss import make_batch, token_losses
 from mrp.models.voices import VoiceBank, new_voices
+from mrp.render import Rendered
+from mrp.train.contrast import contrast
 from mrp.train.fast_voices import FastVoicePasses
 from mrp.train.loop import train
+from mrp.train.passes import with_twins
 from mrp.train.processes import Processes
 from mrp.train.stages import VoicePasses, voice_stage
-from mrp.train.steps import Item, Plan, Step
+from mrp.train.steps import Item, Plan, Step, Twin
 
 MakeRun = Callable[..., Run]
 NAKED = Hardware("cpu", torch.float64, None)
@@ -94,9 +98,65 @@ def test_losses_and_gradients_are_autograds(changes: dict[str, Any], of: Step, c
 
 
 def fast_batch(of: Step) -> Any:
-    from mrp.models.loss import make_batch
-
     return make_batch([[item.rendered for item in each] for each in of.rows])
+
+
+def with_twins_of(own: tuple[Item, ...], other: str, head: int) -> tuple[Item, ...]:
+    """A row whose samples have twins under `other`, with another head; the last sample has none."""
+    found = []
+    for each in own[:-1]:
+        start = each.rendered.loss.index(True)
+        learnt = each.rendered.input_ids[start:]
+        twin = Rendered(sample(head, head).input_ids + learnt, [False] * head + each.rendered.loss[start:])
+        found.append(dataclasses.replace(each, twin=Twin(other, twin)))
+    return (*found, own[-1])
+
+
+def plain_with_twins(model: Any, bank: VoiceBank, of: Step, pull: float) -> tuple[Any, Any, dict[str, Any]]:
+    """Own losses, terms and gradients by autograd: a twin's row is spoken by the other's voice."""
+    twins = [[item.twin for item in each if item.twin] for each in of.rows]
+    speakers = [each[0].sample.character for each in of.rows] + [each[0].identity for each in twins if each]
+    items = [item for each in of.rows for item in each]
+    batch = make_batch(with_twins(of.rows))
+    own = sum(item.rendered.labelled for item in items)
+    for weight in bank.parameters().values():
+        weight.grad = None
+    bank.is_training = True
+    with bank.speaking(speakers):
+        losses = token_losses(model, batch)
+    bank.is_training = False
+    loss = (losses[:own] / torch.bincount(batch.row)[batch.row[:own]]).sum()
+    terms = contrast(losses[:own], items, losses[own:])
+    at = 0
+    for each in twins:
+        count = sum(twin.rendered.replies for twin in each)
+        loss = loss + pull * terms[at : at + count].mean() if count else loss
+        at += count
+    loss.backward()
+    grads = {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in bank.parameters().items()}
+    return losses[:own].detach(), terms.detach(), {name: grad.clone() for name, grad in grads.items()}
+
+
+def test_rows_with_twins_teach_both_voices_what_autograd_would() -> None:
+    """Wukong has no row of his own here and speaks two rows of twins; bajie's row has none."""
+    model = lora_model()
+    bank = voiced(model)
+    of = step(with_twins_of(row("tang", 9, 14, 8), "wukong", 6), row("bajie", 5, 7))
+    more = step(with_twins_of(row("tang", 10, 6), "bajie", 9), with_twins_of(row("wukong", 12, 8), "tang", 4))
+    plan = Plan([of, more], [], [], [], HELD_OUT, [], 0)
+    options = TrainOptions(voice_rows=2, max_tokens=32)
+    fast = FastVoicePasses(model, bank, options, plan, 1, contrast=0.7)
+    assert fast.engine.shape.rows == 4
+    for each in (of, more):
+        losses, terms, grads = plain_with_twins(model, bank, each, 0.7)
+        found, ours = learnt(fast, bank, each)
+        assert found.contrast is not None and len(terms) == each.replies
+        torch.testing.assert_close(found.values.double(), losses.double(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found.contrast.double(), terms.double(), rtol=1e-5, atol=1e-6)
+        for name, grad in grads.items():
+            atol = 1e-5 * float(grad.abs().max())
+            torch.testing.assert_close(ours[name], grad, rtol=1e-5, atol=atol, msg=name)
+        assert all(float(ours[name].abs().max()) > 0 for name in ours if name.startswith("wukong") or each is more)
 
 
 def test_gradients_under_dropout_are_the_slope_of_the_losses() -> None:

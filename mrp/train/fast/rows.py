@@ -39,12 +39,12 @@ class FlatShape:
     @property
     def numbers(self) -> int:
         """How many int64 hold all of a pass."""
-        return 2 * self.tokens + 5 * self.labelled + (self.documents + 1) + 2
+        return 2 * self.tokens + 5 * self.labelled + (self.documents + 1) + 1 + self.replies
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A pass, as views of its numbers: (T,), (T,), five of (labelled,), (documents + 1,), (1,), (1,)."""
+    """A pass, as views of its numbers: (T,), (T,), five of (labelled,), (documents + 1,), (1,), (replies,)."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -55,12 +55,12 @@ class Fields:
     part: torch.Tensor  # of a reply that has a twin: its number, in the twin that + replies + 1; else `replies`
     ends: torch.Tensor
     seed: torch.Tensor
-    pull: torch.Tensor  # fp64: weight of the second loss of a reply
+    pull: torch.Tensor  # fp64: weight of each reply's second loss
 
 
 def fields_of(numbers: torch.Tensor, shape: FlatShape) -> Fields:
     """Views of (shape.numbers,) int64."""
-    sizes = [shape.tokens] * 2 + [shape.labelled] * 5 + [shape.documents + 1, 1, 1]
+    sizes = [shape.tokens] * 2 + [shape.labelled] * 5 + [shape.documents + 1, 1, shape.replies]
     ids, positions, source, back, target, weight, part, ends, seed, pull = numbers.split(sizes)
     weight, pull = weight.view(torch.float64), pull.view(torch.float64)
     return Fields(ids, positions, source, back, target, weight, part, ends, seed, pull)
@@ -92,7 +92,7 @@ class Twins:
 
     own: int  # N
     reply: torch.Tensor  # (N,) of each own token the number of its reply, from 0; without a twin: -1
-    pull: float  # weight of a reply's second loss
+    pull: float | torch.Tensor  # weight of a reply's second loss (one for all, or of each)
 
 
 def flatten(
@@ -129,10 +129,11 @@ def flatten(
     if twins is not None:
         paired = twins.reply[twins.reply >= 0]
         assert len(paired) == count - own, f"{len(paired)} tokens of replies for {count - own} of their twins"
-        assert paired.numel() == 0 or int(paired.max()) < shape.replies, "more replies than the pass was made for"
+        count_replies = int(paired.max()) + 1 if len(paired) else 0
+        assert count_replies <= shape.replies, f"{count_replies} replies in a pass made for {shape.replies}"
         into.part[:own] = torch.where(twins.reply >= 0, twins.reply, shape.replies)
         into.part[own:count] = paired + shape.replies + 1
-        into.pull[0] = twins.pull
+        into.pull[:count_replies] = twins.pull
     return numbers
 
 
