@@ -63,7 +63,9 @@ def main() -> None:
         for tokens in ROWS:
             cells = [cell(plan(KNOWN_SHAPES[name], tokens, gib)) for gib in GPUS]
             print(f"| {tokens} | " + " | ".join(cells) + " |")
-    print("\n| MiB in all | the adapter | with a contrast | voices: " + " | ".join(f"{n} at once" for n in VOICES) + " |")
+    print(
+        "\n| MiB in all | the adapter | with a contrast | voices: " + " | ".join(f"{n} at once" for n in VOICES) + " |"
+    )
     print("| --- " * (len(VOICES) + 3) + "|")
     for name in ("smollm2-135m-instruct", "internlm2-chat-1_8b", "internlm2-chat-7b"):
         for tokens in (512, 2048):

@@ -95,7 +95,8 @@ def main() -> None:
             continue
         row = json.loads(done.stdout.splitlines()[-1])
         results.append(row)
-        cells = [f"{row['tokens_per_second']:8,.0f} tok/s, loss {row['loss']:.4f} "] if options.voices else []
+        told = "{tokens_per_second:8,.0f} tok/s, losses {loss:.4f} {contrast:.4f} "
+        cells = [told.format_map(row)] if options.voices else []
         for key in ("allocated", "in_all"):
             real, told = row["measured"][key], row["predicted"][key]
             cells.append(f"{real:8,.0f} {told:8,.0f} ({100 * (told / real - 1):+.1f} %)")

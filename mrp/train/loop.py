@@ -233,7 +233,7 @@ class Training:
         self.stage = voice_stage(
             self.model, ids, number, self.options, seed, self.on, self.plan, self.processes, self.report
         )
-        self.kernels |= {"voice_kernels": self.stage.passes.name}
+        self.kernels |= {"voice_kernels": self.stage.passes.name, "voice_why": self.stage.passes.why}
         if self.state.stage != number:
             adapted = next(e for e in self.state.epochs if e["epoch"] == self.state.best_epoch)
             for who in ids:

@@ -165,7 +165,7 @@ def _micro_batches(plan: Plan, options: TrainOptions, world: int) -> Iterable[Ro
     """Every process's passes in which the adapter learns."""
     for step in plan.steps:
         if step.stage:
-            continue  # voices are trained in plain passes
+            continue  # voices have passes of their own
         for rank in range(world):
             mine = step.rows[rank::world]
             for at in range(0, len(mine), options.micro_batch):
