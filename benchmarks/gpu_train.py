@@ -46,9 +46,12 @@ from mrp.train.passes import make_optimizer
 SHAPES = {
     "1.8B": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
     "7B": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336},
+    "135M": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "intermediate_size": 1536}
+    | {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True},  # SmolLM2's
     "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
 }
-COMMON = {"num_key_value_heads": 8, "vocab_size": 92544, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
+COMMON: dict[str, Any] = {"num_key_value_heads": 8, "vocab_size": 92544, "tie_word_embeddings": False}
+COMMON |= {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
 MIB = 2**20
 
 
@@ -91,9 +94,8 @@ def configurations() -> list[Configuration]:
 def build(configuration: Configuration) -> Any:
     """The base, made layer by layer on the GPU, so that it never needs more than it will take."""
     config = transformers.LlamaConfig(
-        **SHAPES[configuration.shape] | COMMON,
+        **COMMON | SHAPES[configuration.shape],
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=False,
         use_cache=False,
     )
     config._attn_implementation = configuration.attention
@@ -113,6 +115,8 @@ def build(configuration: Configuration) -> Any:
                 setattr(layer.get_submodule(parent), last, new)
     for module in (model.model.embed_tokens, model.lm_head):
         module.weight = torch.nn.Parameter(made(config.vocab_size, config.hidden_size), requires_grad=False)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
     if configuration.offload:
         model.model.embed_tokens.weight.data = model.model.embed_tokens.weight.data.cpu()
     for module in model.modules():
@@ -139,7 +143,7 @@ def linear(weight: torch.Tensor) -> Any:
     return new
 
 
-def rows(tokens: int, count: int) -> list[list[Rendered]]:
+def rows(tokens: int, count: int, vocabulary: int = COMMON["vocab_size"]) -> list[list[Rendered]]:
     """Rows filled with documents of 60-300 tokens (the last one cut), the second half of each to be learnt."""
     chosen = random.Random(0)
     found = []
@@ -148,7 +152,7 @@ def rows(tokens: int, count: int) -> list[list[Rendered]]:
         left = tokens
         while left > 1:
             length = min(chosen.randint(60, 300), left)
-            ids = [chosen.randrange(5, COMMON["vocab_size"]) for _ in range(length)]
+            ids = [chosen.randrange(5, vocabulary) for _ in range(length)]
             row.append(Rendered(ids, [i >= max(length // 2, 1) for i in range(length)]))
             left -= length
         found.append(row)

@@ -384,10 +384,9 @@ def chat_command(
             template=template,
             flags=settings_given(set_),
             bits=bits,
+            engine=engine,
             warn=report.warn,
         )
-        flags = settings_given(set_)
-        player = open_player(run, base=base, cast=cast, template=template, flags=flags, bits=bits, engine=engine)
         room = room_of(run, player)
     chat = TerminalChat(
         player,

@@ -177,9 +177,6 @@ class TrainOptions(StrictModel):
             raise ValueError("voices go with an adapter, not with full fine-tuning|set train.method: lora")
         if self.offload and self.voices:
             raise ValueError("voices are trained without offloading|set train.offload: false, or train.voices: false")
-        if self.contrast and (self.kernels == "fast" or self.offload):
-            what = "the fast kernels have no room for the second loss of train.contrast"
-            raise ValueError(f"{what}|set train.kernels: auto and train.offload: false, or train.contrast: 0")
         if self.voice_contrast and not self.voices:
             what = "train.voice_contrast sets voices against each other, and none are trained"
             raise ValueError(f"{what}|set train.voices: true, or train.voice_contrast: 0")

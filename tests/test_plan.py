@@ -400,6 +400,14 @@ def test_a_budget_too_small_says_the_least_and_what_to_cut() -> None:
     assert mrp("plan", "internlm2-chat-7b-qlora", "--gpu-memory", f"{least - 10}MiB", "-q").code == 2
 
 
+def test_a_budget_too_small_for_voices_says_what_does_without_them() -> None:
+    given = ("plan", "internlm2-chat-7b-qlora", "--set", "train.voices=true", "--gpu-memory")
+    fix = mrp(*given, "6GiB", "--json").json["error"]["fix"]
+    least = fix.partition("set train.voices: false (then ")[2].partition(" MiB")[0].replace(",", "")
+    fits = mrp(*given[:2], "--gpu-memory", f"{least}MiB", "--json")
+    assert fits.code == 0 and "max_tokens" in json.dumps(fits.json)
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -469,9 +477,35 @@ def test_voices_are_counted_to_the_byte() -> None:
     optimizer = torch.optim.AdamW(weights)
     optimizer.step()
     options = recipe(bits=16, rank=RANK, voices=True, voice_rows=3)
-    parts = predict_voices(tiny_shape(), options, RowShape.typical(options)).parts
+    parts = predict_voices(tiny_shape(), options, RowShape.typical(options), "fast").parts
     assert parts["voices"] == parts["gradients"] == sum(map(size, weights))
     assert parts["optimizer"] == sum(size(v) for state in optimizer.state.values() for v in state.values())
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+def test_what_fast_voices_hold_is_counted_to_the_byte(bits: int) -> None:
+    torch = pytest.importorskip("torch")
+    from mrp.models.voices import new_voices
+    from mrp.train.fast.engine import Engine
+    from mrp.train.fast.rows import FlatShape
+    from mrp.train.fast.voices import Speakers, voice_joints
+
+    model = tiny_model(bits)
+    adapter = [p.data_ptr() for p in model.parameters() if p.requires_grad]
+    bank = new_voices(model, ["a", "b", "c"], 8, 16, seed=0)
+    speakers = Speakers(3, 3, torch.device("cpu"), torch.bfloat16)
+    engine = Engine(model, FlatShape(3, 64, 6, 32, 128), joint=voice_joints(model, bank, speakers))
+    options = recipe(bits=16, rank=RANK, voices=True, voice_rows=3, adapter_bits=bits)
+    parts = predict_voices(tiny_shape(), options, RowShape.typical(options), "fast").parts
+    assert parts["voices"] == size(engine.adapter.values)
+    assert parts["gradients"] == size(engine.adapter.grads)
+    block = engine.adapter.block_grad
+    assert block is not None and parts["gradients of a block, bf16"] == size(block)
+    joints: list[Any] = [joint for block in engine.blocks for joint in block.joints]
+    frozen = [part for joint in joints for part in (joint.frozen_a, *joint.frozen_b)]
+    copies = sum(size(part) for part in frozen if part.data_ptr() not in adapter)
+    counted = parts["voices and LoRA, bf16 copy"]
+    assert counted == size(engine.adapter.copy) + copies
 
 
 def test_a_training_with_voices_needs_what_its_larger_stage_needs() -> None:
@@ -485,12 +519,16 @@ def test_a_training_with_voices_needs_what_its_larger_stage_needs() -> None:
         assert TrainOptions(**tried.model_dump()).voices
 
 
-def test_a_contrast_is_two_rows_in_plain_passes() -> None:
+def test_a_contrast_is_two_rows_in_a_pass() -> None:
     options = recipe(contrast=0.5)
-    assert kernels_of(LARGE, options) == "plain" and kernels_of(LARGE, recipe()) == "fast"
+    assert kernels_of(LARGE, options) == "fast"
     assert RowShape.typical(options).tokens == 2 * RowShape.typical(recipe()).tokens
-    for _, tried in ladder(options):
-        assert TrainOptions(**tried.model_dump()).contrast == 0.5
+    two_rows = recipe(micro_batch=2)
+    assert predicted(LARGE, options) == predicted(LARGE, two_rows)
+    tried = [options for _, options in ladder(options)]
+    assert any(each.offload for each in tried)
+    for each in tried:
+        assert TrainOptions(**each.model_dump()).contrast == 0.5
 
 
 def test_the_record_tells_of_the_prediction_only_where_memory_was_measured(tmp_path: Path) -> None:
@@ -502,7 +540,7 @@ def test_the_record_tells_of_the_prediction_only_where_memory_was_measured(tmp_p
     from mrp.train.record import _memory_predicted
 
     run = config_run(write_project(tmp_path, "internlm2-chat-1_8b"))
-    item = SimpleNamespace(tokens=90, rendered=SimpleNamespace(labelled=40), twin=None)
+    item = SimpleNamespace(rendered=SimpleNamespace(input_ids=[0] * 90, labelled=40), twin=None)
     plan: Any = SimpleNamespace(steps=[SimpleNamespace(rows=((item, item), (item,)), stage=0)])
     measured = {"gpu_memory_mib": {"allocated": 1, "reserved": 2, "in_all": 3}, "kernels": "plain"}
     found = _memory_predicted(run, plan, measured)["gpu_memory_predicted_mib"]

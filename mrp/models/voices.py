@@ -68,6 +68,11 @@ class VoiceBank:
     def ids(self) -> list[str]:
         return list(self.voices)
 
+    @property
+    def rows(self) -> tuple[str | None, ...]:
+        """Who speaks the rows of a batch now; empty where none with a voice does."""
+        return self._rows
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Every weight of every voice, by "CHARACTER/LAYER.lora_A" and the like, in a fixed order."""
         return {
@@ -169,6 +174,15 @@ def linear_layers(model: Any) -> dict[str, Any]:
     return {name: module for name, module in found.items() if ".lora_" not in name}
 
 
+def voice_layers(model: Any) -> dict[str, Any]:
+    """The layers beside which voices go; `InputError` for a model without any."""
+    found = linear_layers(model)
+    if not found:
+        fix = "set train.voices: false, or take another base model"
+        raise InputError("voices find no linear layers in this model", "base", fix)
+    return found
+
+
 def new_voices(
     model: Any, ids: Sequence[str], rank: int, alpha: int, seed: int, dropout: float = 0.0, layers: Sequence[str] = ()
 ) -> VoiceBank:
@@ -177,9 +191,7 @@ def new_voices(
     A voice's start depends on the seed and its own id alone, so it is the same whoever else is trained beside it.
     Raises `InputError` for a model without linear layers.
     """
-    targets = linear_layers(model)
-    if not targets:
-        raise InputError("voices find no linear layers in this model", "base", "take another base model")
+    targets = voice_layers(model)
     voices = {}
     for who in ids:
         digest = hashlib.blake2b(f"{seed} {who}".encode(), digest_size=7).digest()

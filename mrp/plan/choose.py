@@ -116,7 +116,7 @@ def _savings(options: TrainOptions) -> list[dict[str, object]]:
     found: list[dict[str, object]] = [rows, {"voice_rows": 1}] if options.voices else [rows]
     found += [{"checkpointing": True}, {"optimizer": "adamw-8bit"}]
     if options.method == "lora":
-        if options.kernels != "plain" and not options.voices and not options.contrast:
+        if options.kernels != "plain" and not options.voices:
             found.append({"offload": True})
         found.append({"adapter_bits": 16})
     return found
@@ -127,8 +127,14 @@ def _changes(asked: TrainOptions, tried: TrainOptions) -> dict[str, str]:
     return {f"train.{k}": str(after[k]).lower() for k in after if after[k] != before[k]}
 
 
+def _need(shape: ModelShape, options: TrainOptions) -> int:
+    """MiB of a GPU that these options need."""
+    found = predict_training(shape, options, RowShape.typical(options))
+    return round(found.in_all / (1 - SPARE) / MIB) + 1
+
+
 def _too_small(shape: ModelShape, least: Chosen, budget: int) -> InputError:
-    need = round(least.prediction.in_all / (1 - SPARE) / MIB) + 1
+    need = _need(shape, least.options)
     what = f"{shape.name} cannot be trained in {budget / MIB:,.0f} MiB: the least is {need:,} MiB"
     largest = sorted(least.prediction.parts.items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in largest)
@@ -138,7 +144,12 @@ def _too_small(shape: ModelShape, least: Chosen, budget: int) -> InputError:
     if options.method == "full":
         advice.insert(0, "set train.method: lora")
     elif options.rank > 8:
-        less = predict_training(shape, lower, RowShape.typical(lower)).in_all / (1 - SPARE) / MIB
-        advice.insert(0, f"set train.rank: 8 (then {less + 1:,.0f} MiB)")
+        advice.insert(0, f"set train.rank: 8 (then {_need(shape, lower):,.0f} MiB)")
+    for key, off in (("contrast", 0.0), ("voices", False)):
+        without = options.model_copy(update={key: off})
+        offloads = options.method == "lora" and options.kernels != "plain" and not without.voices
+        without = without.model_copy(update={"offload": offloads})
+        if getattr(options, key) and _need(shape, without) < need:
+            advice.insert(0, f"set train.{key}: {str(off).lower()} (then {_need(shape, without):,.0f} MiB)")
     where = f"--gpu-memory; with all that can be given up (MiB: {parts})"
     return InputError(what, where, ", or ".join(advice))

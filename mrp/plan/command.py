@@ -192,14 +192,15 @@ def warn_if_too_large(run: Run, report: Reporter) -> None:
 
 
 def predicted_memory(run: Run, rows: Sequence[Sequence[tuple[int, int]]], kernels: str) -> dict[str, int]:
-    """For the record, beside what was measured: MiB that the plan expected of rows of (tokens, labelled) samples."""
+    """For the record, beside what was measured: MiB that the plan expected of rows of (tokens, labelled) samples, rows
+    of twins among them."""
     options = run.config.train
     try:
         shape = shape_of_base(run.config.base, run.path.parent)
     except MrpError:
         return {}
     width = max(sum(tokens for tokens, _ in row) for row in rows)
-    together = options.micro_batch
+    together = options.micro_batch * (2 if options.contrast else 1)
     shaped = RowShape(
         together * (width + -width % WIDTH),
         together * (max(map(len, rows)) + 1),

@@ -65,34 +65,41 @@ def predict_training(
 
     Of a training with voices, the stage that takes more: the adapter's or theirs.
     """
-    adapter = _predict_adapter(shape, options, rows, kernels or kernels_of(shape, options))
+    kernels = kernels or kernels_of(shape, options)
+    adapter = _predict_adapter(shape, options, rows, kernels)
     if not options.voices:
         return adapter
-    voices = predict_voices(shape, options, rows)
+    voices = predict_voices(shape, options, rows, kernels)
     return max(adapter, voices, key=lambda found: found.in_all)
 
 
-def predict_voices(shape: ModelShape, options: TrainOptions, rows: RowShape) -> Prediction:
-    """The parts while a full group of voices learns over the frozen adapter, in plain passes; `rows` are the
-    adapter's. Counted from the code like the rest; not yet held against a measured training."""
+def predict_voices(shape: ModelShape, options: TrainOptions, rows: RowShape, kernels: str) -> Prediction:
+    """The parts while a full group of voices learns over the frozen adapter; `rows` are the adapter's."""
     many = options.voice_rows * (2 if options.voice_contrast else 1)
     before = options.micro_batch * (2 if options.contrast else 1)
     together = RowShape(*(-(-count * many // before) for count in (rows.tokens, rows.documents, rows.labelled)))
     widened = options.model_copy(update={"rank": options.rank + options.voice_rank, "method": "lora"})
-    peak = plain_pass(shape, widened, together)
+    fast = kernels == "fast"
+    peak = (fast_pass if fast else plain_pass)(shape, widened, together)
     sizes = [options.voice_rank * n for size in shape.linears for n in size] * shape.layers * many
-    count, wide = sum(sizes), 4 if options.adapter_bits == 32 else 2
-    parts = base_parts(shape, options)
-    parts["LoRA"] = wide * sum(trained_tensors(shape, options))
-    parts["voices"] = 4 * count
+    count, lora, wide = sum(sizes), sum(trained_tensors(shape, options)), 4 if options.adapter_bits == 32 else 2
+    copied = lora if wide == 4 else 0
+    if fast and wide == 2:  # the A of layers that share an input, below one another
+        copied = options.rank * shape.layers * sum(into for _, into in shape.linears)
+    parts = base_parts(shape, options) | {"LoRA": wide * lora, "voices": 4 * count}
     if options.precision != "fp32":
-        parts["voices and LoRA, bf16 copy"] = 2 * (count + sum(trained_tensors(shape, options)))
+        parts["voices and LoRA, bf16 copy"] = 2 * (count + copied)
     parts["gradients"] = 4 * count
+    if fast:
+        parts["gradients of a block, bf16"] = 2 * count // shape.layers
+        parts["4-bit matrices written out"] = scratch_bytes(shape, options)
     parts["optimizer"] = state_bytes(sizes, options, wide=4)
     parts |= _pass_parts(peak)
-    parts["workspace"], parts["allocator slack"], parts["CUDA context"] = WORKSPACE, PLAIN_SLACK, CONTEXT
+    parts["workspace"] = WORKSPACE
+    parts["allocator slack"] = _slack(sum(parts.values()), peak, options) if fast else PLAIN_SLACK
+    parts["CUDA context"] = CONTEXT + (GRAPHS if fast else 0)
     moment = f"{peak.moment}, {many} voices at once"
-    return Prediction({name: size for name, size in parts.items() if size or name in PASSING}, "plain", moment)
+    return Prediction({name: size for name, size in parts.items() if size or name in PASSING}, kernels, moment)
 
 
 def _predict_adapter(shape: ModelShape, options: TrainOptions, rows: RowShape, kernels: str) -> Prediction:
@@ -119,7 +126,7 @@ def kernels_of(shape: ModelShape, options: TrainOptions) -> str:
     """The path that the run will take on a GPU with bf16, as far as options and model decide it."""
     is_fast = options.method == "lora" and options.precision != "fp32" and shape.family in FAST_FAMILIES
     fits = shape.head_size % 8 == 0 and shape.head_size <= 256
-    return "fast" if is_fast and fits and options.kernels != "plain" and not options.contrast else "plain"
+    return "fast" if is_fast and fits and options.kernels != "plain" else "plain"
 
 
 def base_parts(shape: ModelShape, options: TrainOptions) -> dict[str, int]:

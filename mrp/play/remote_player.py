@@ -31,6 +31,7 @@ def open_anywhere(
     flags: dict[str, str] | None = None,
     bits: str = "auto",
     chats: int | None = 1,
+    engine: str = "transformers",
     warn: Callable[[str], None] = lambda _: None,
 ) -> Player:
     """The player of what RUN names: its weights loaded here, or (`url`) those of a server, which may want a key.
@@ -42,14 +43,17 @@ def open_anywhere(
             raise InputError("--model names one of a server's models", "--model", "add --base-url URL")
         from mrp.play.open import open_player
 
-        return open_player(path, base=base, cast=cast, template=template, flags=flags, bits=bits, chats=chats)
-    for flag, is_given in (("--base", base), ("--template", template), ("--bits", bits if bits != "auto" else None)):
-        if is_given is not None:
+        return open_player(
+            path, base=base, cast=cast, template=template, flags=flags, bits=bits, chats=chats, engine=engine
+        )
+    here = {"--base": base, "--bits": bits != "auto", "--engine": engine != "transformers"}
+    for flag, is_given in here.items():
+        if is_given:
             raise InputError(f"{flag} goes with weights that are loaded here", flag, f"leave {flag} or --base-url out")
     from mrp.play.remote import OpenAIEngine
 
-    engine = OpenAIEngine(url, model, api_key=os.environ.get("MRP_UPSTREAM_KEY"), warn=warn)
-    return remote_player(path, engine, cast=cast, flags=flags)
+    server = OpenAIEngine(url, model, api_key=os.environ.get("MRP_UPSTREAM_KEY"), warn=warn)
+    return remote_player(path, server, cast=cast, flags=flags, template=template)
 
 
 def remote_player(

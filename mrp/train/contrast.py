@@ -93,16 +93,21 @@ def contrast(own: torch.Tensor, items: Sequence[Item], other: torch.Tensor) -> t
 
     `own` (N,) are the losses of the labelled tokens of `items`, `other` (M,) those of their twins, both in order.
     """
-    paired, reply, number = [], [], -1
+    reply = reply_numbers(items)
+    paired = (reply >= 0).nonzero()[:, 0]  # here, on the CPU, so that a GPU need not be waited for
+    more = torch.zeros(sum(item.rendered.replies for item in items if item.twin), dtype=own.dtype, device=own.device)
+    gain = other - own[paired.to(own.device)]
+    return F.softplus(-more.index_add(0, reply[paired].to(own.device), gain))
+
+
+def reply_numbers(items: Sequence[Item]) -> torch.Tensor:
+    """(N,) of each labelled token of `items` the number of its reply among those that have a twin; -1 without."""
+    found, number = [], -1
     for item in items:
         before = False
         for labelled in item.rendered.loss:
             if labelled:
-                paired.append(item.twin is not None)
                 number += item.twin is not None and not before
-                if item.twin is not None:
-                    reply.append(number)
+                found.append(number if item.twin else -1)
             before = labelled
-    mine = own[torch.tensor(paired, device=own.device)]
-    more = torch.zeros(number + 1, dtype=own.dtype, device=own.device)
-    return F.softplus(-more.index_add(0, torch.tensor(reply, device=own.device), other - mine))
+    return torch.tensor(found, dtype=torch.long)

@@ -30,6 +30,7 @@ from mrp.files import disk_error, folder_lock, need_space, read_json, replacing,
 from mrp.models.bases import find_base
 from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads
 from mrp.models.loss import keeps_apart
+from mrp.models.voices import voice_layers
 from mrp.render import ChatTemplate
 from mrp.report import SILENT, Reporter
 from mrp.train import checkpoint
@@ -176,7 +177,8 @@ class Training:
         self.plan = plan_training(self.run, self.template, self.processes.world)
         left_out = self.plan.left_out
         for entry in left_out[:20]:
-            what = f"{entry['replies']} replies longer than {self.options.max_tokens} tokens left out of sample"
+            replies = "1 reply" if entry["replies"] == 1 else f"{entry['replies']} replies"
+            what = f"{replies} longer than {self.options.max_tokens} tokens left out of sample"
             self.report.warn(f"{what} {entry['sample']} ({entry['source']}); raise train.max_tokens to keep them")
         if len(left_out) > 20:
             self.report.warn(f"... and of {len(left_out) - 20} more samples; run.json will list them all")
@@ -193,6 +195,8 @@ class Training:
         self.steps = self.plan.steps
         is_full = self.options.method == "full"
         self.model = unfreeze(base) if is_full else add_adapter(base, self.options, self.run.config.seed)
+        if self.options.voices:
+            voice_layers(self.model)  # now, not after the adapter is trained
         if shards:
             shard_model(self.model, self.on.device)
         self.weights = adapter_parameters(self.model)  # of what all characters share
@@ -225,10 +229,11 @@ class Training:
         checkpoint.put(self.weights, self.best)
         for weight in self.weights.values():
             weight.requires_grad_(False).grad = None
-        ids, why = self.plan.learners(number), "voices are trained in plain passes"
+        ids, seed = self.plan.learners(number), self.run.config.seed
         self.stage = voice_stage(
-            self.model, ids, number, self.options, self.run.config.seed, self.on, why, self.processes
+            self.model, ids, number, self.options, seed, self.on, self.plan, self.processes, self.report
         )
+        self.kernels |= {"voice_kernels": self.stage.passes.name, "voice_why": self.stage.passes.why}
         if self.state.stage != number:
             adapted = next(e for e in self.state.epochs if e["epoch"] == self.state.best_epoch)
             for who in ids:

@@ -11,10 +11,11 @@ and any model; fast ones (`mrp.train.fast`) on CUDA where everything fits.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -23,9 +24,13 @@ from mrp.data.pack import pack
 from mrp.errors import InputError, MrpError, need_extra, raise_all
 from mrp.models.load import Hardware
 from mrp.models.loss import make_batch, token_losses
+from mrp.render import Rendered
 from mrp.report import Reporter
-from mrp.train.contrast import contrast
+from mrp.train.contrast import contrast, reply_numbers
 from mrp.train.steps import Item, Plan, Step
+
+if TYPE_CHECKING:
+    from mrp.train.fast.rows import FlatShape
 
 Rows = Sequence[Sequence[Item]]
 
@@ -70,20 +75,24 @@ class PlainPasses:
 
     def learn(self, rows: Rows, step: Step, seed: int) -> Losses:
         del seed  # dropout draws from torch's generator, which the loop sets
-        twins = [[item.twin.rendered for item in row if item.twin] for row in rows]
-        rendered = [[item.rendered for item in row] for row in rows] + [row for row in twins if row]
-        batch = make_batch(rendered).to(self.on.device)
+        batch = make_batch(with_twins(rows))
         with self.on.autocast_context():
-            losses = token_losses(self.measured, batch)
+            losses = token_losses(self.measured, batch.to(self.on.device))
         items = [item for row in rows for item in row]
         own = sum(item.rendered.labelled for item in items)
         loss, term = losses[:own].sum() / step.labelled, None
-        if any(twins):
+        if any(item.twin for item in items):
             term = contrast(losses[:own], items, losses[own:])
             loss = loss + self.contrast * term.sum() / step.replies
             term = term.detach()
         loss.backward()
-        return Losses(losses[:own].detach(), batch.sample[:own].cpu(), term)
+        return Losses(losses[:own].detach(), batch.sample[:own], term)
+
+
+def with_twins(rows: Rows) -> list[list[Rendered]]:
+    """The rows, then those of the twins; a row of which no sample has a twin has none."""
+    twins = [[item.twin.rendered for item in row if item.twin] for row in rows]
+    return [[item.rendered for item in row] for row in rows] + [row for row in twins if row]
 
 
 def compute_blocks_again(model: Any) -> None:
@@ -103,10 +112,10 @@ class FastPasses:
 
     def __init__(self, model: Any, options: TrainOptions, plan: Plan, world: int) -> None:
         from mrp.train.fast.engine import Engine, Measuring
-        from mrp.train.fast.rows import shape_of
 
         _place_embedding(model, options.offload)
-        shape = shape_of(_micro_batches(plan, options, world), options.micro_batch)
+        self.contrast = options.contrast
+        shape = _shape(plan, options, world)
         self.engine = Engine(model, shape, checkpointing=options.checkpointing, offload=options.offload)
         self.measured = Measuring(self.engine)
         self.engine.prepare()
@@ -115,11 +124,16 @@ class FastPasses:
         self.engine.begin_step()
 
     def learn(self, rows: Rows, step: Step, seed: int) -> Losses:
-        from mrp.train.fast.rows import flatten
+        from mrp.train.fast.rows import Twins, flatten
 
-        batch = make_batch([[item.rendered for item in row] for row in rows])
-        losses = self.engine.learn(flatten(batch, self.engine.shape, 1 / step.labelled, seed))
-        return Losses(losses[: len(batch.target)], batch.sample)
+        batch, shape = make_batch(with_twins(rows)), self.engine.shape
+        items = [item for row in rows for item in row]
+        own = sum(item.rendered.labelled for item in items)
+        replies = sum(item.rendered.replies for item in items if item.twin)
+        twins = Twins(own, reply_numbers(items), self.contrast / step.replies) if replies else None
+        losses = self.engine.learn(flatten(batch, shape, 1 / step.labelled, seed, twins))
+        terms = losses[shape.labelled : shape.labelled + replies] if replies else None
+        return Losses(losses[:own], batch.sample[:own], terms)
 
 
 def _place_embedding(model: Any, on_host: bool) -> None:
@@ -130,22 +144,37 @@ def _place_embedding(model: Any, on_host: bool) -> None:
         table.data = table.data.cpu()
 
 
-def _micro_batches(plan: Plan, options: TrainOptions, world: int) -> Iterable[list[list[tuple[int, int]]]]:
-    """The sizes of all that will ever be passed: every process's training passes, and the rows of measuring."""
+def _shape(plan: Plan, options: TrainOptions, world: int) -> FlatShape:
+    """The one shape of all that will ever be passed: training passes with their twins, and the rows of measuring."""
+    from mrp.train.fast.rows import shape_of
+
+    learnt = [with_twins(rows) for rows in _micro_batches(plan, options, world)]
+    measured = [
+        [[items[i].rendered for i in row]] for items in (plan.dev, plan.held_out) for row in packed_rows(items, options)
+    ]
+    sizes = [[[(len(s.input_ids), s.labelled) for s in row] for row in rows] for rows in [*learnt, *measured]]
+    twins = [
+        sum(item.rendered.replies for row in rows for item in row if item.twin)
+        for rows in _micro_batches(plan, options, world)
+    ]
+    sides = 2 if any(twins) else 1
+    return dataclasses.replace(shape_of(sizes, options.micro_batch * sides), replies=max(twins))
+
+
+def _micro_batches(plan: Plan, options: TrainOptions, world: int) -> Iterable[Rows]:
+    """Every process's passes in which the adapter learns."""
     for step in plan.steps:
         if step.stage:
-            continue  # voices are trained in plain passes
+            continue  # voices have passes of their own
         for rank in range(world):
             mine = step.rows[rank::world]
             for at in range(0, len(mine), options.micro_batch):
-                yield [[_size(item) for item in row] for row in mine[at : at + options.micro_batch]]
-    for items in (plan.dev, plan.held_out):
-        for row in pack([len(item.rendered.input_ids) for item in items], options.max_tokens):
-            yield [[_size(items[i]) for i in row]]
+                yield mine[at : at + options.micro_batch]
 
 
-def _size(item: Item) -> tuple[int, int]:
-    return len(item.rendered.input_ids), item.rendered.labelled
+def packed_rows(items: Sequence[Item], options: TrainOptions) -> list[list[int]]:
+    """The numbers of `items` in each row while they are measured."""
+    return pack([len(item.rendered.input_ids) for item in items], options.max_tokens)
 
 
 def choose_passes(
@@ -166,8 +195,6 @@ def choose_passes(
 
     needs_fast = options.kernels == "fast" or options.offload
     reason = "the run asks for them" if options.kernels == "plain" else why_not(model, options, on.device)
-    if not reason and options.contrast:
-        reason = "they have no room for the second loss of train.contrast"
     if not reason and on.weights != torch.bfloat16:
         reason = f"the base is in {on.weights}, not in bf16"
     if not reason:
@@ -213,7 +240,7 @@ def too_little_memory(options: TrainOptions) -> InputError:
         (options.bits == 16 and options.method == "lora", "train.bits: 4"),
         (not options.checkpointing, "train.checkpointing: true"),
         (
-            not (options.offload or options.voices or options.contrast) and options.method == "lora",
+            not (options.offload or options.voices) and options.method == "lora",
             "train.offload: true (with train.checkpointing: true)",
         ),
         (options.micro_batch > 1, "train.micro_batch: 1 (and more train.accumulation)"),

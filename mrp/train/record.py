@@ -168,10 +168,9 @@ def _memory_predicted(run: Run, plan: Plan, machine: dict[str, Any]) -> dict[str
     """What `mrp plan` would have said of this training's GPU memory, beside what was measured."""
     if "gpu_memory_mib" not in machine:
         return {}
-    rows = [
-        [(item.tokens, item.rendered.labelled * (2 if item.twin else 1)) for item in row]
-        for step in plan.steps
-        if step.stage == 0
-        for row in step.rows
-    ]
+    rows = []
+    for step in plan.steps:
+        for row in step.rows if step.stage == 0 else ():
+            sides = [i.rendered for i in row], [i.twin.rendered for i in row if i.twin]
+            rows += [[(len(each.input_ids), each.labelled) for each in side] for side in sides if side]
     return {"gpu_memory_predicted_mib": predicted_memory(run, rows, machine["kernels"])}

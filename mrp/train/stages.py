@@ -1,7 +1,7 @@
 """The stages of a training: what all characters share is learnt first, then, over it and frozen, their voices.
 
     stage = adapter_stage(weights, passes, update, options)
-    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on, why, processes)
+    stage = voice_stage(model, ["wukong", "bajie"], number=1, options, seed, on, plan, processes, report)
     rate = stage.set_rates(step, options)           # then passes
     norm = stage.reduce(step, options.clip)
     stage.update.step()
@@ -25,13 +25,14 @@ from mrp.config import Run, TrainOptions
 from mrp.models.load import Hardware
 from mrp.models.loss import make_batch, token_losses
 from mrp.models.voices import VoiceBank, new_voices, save_voices
-from mrp.report import Reporter
+from mrp.report import SILENT, Reporter
 from mrp.train.checkpoint import State, put
 from mrp.train.contrast import contrast
+from mrp.train.fast_voices import fast_voice_passes
 from mrp.train.passes import Losses, Passes, Rows, compute_blocks_again, make_optimizer
 from mrp.train.processes import Processes
 from mrp.train.sharding import DdpUpdate, Update
-from mrp.train.steps import ADAPTER, Step, learning_rate
+from mrp.train.steps import ADAPTER, Plan, Step, learning_rate
 
 VOICE_SCALE = 16  # alpha of a voice
 
@@ -73,13 +74,16 @@ class Stage:
         """Sum the gradients over all processes, and clip each learner's by its own norm; returns the norm of all."""
         if self.bank is None:
             return self.update.reduce(limit)
+        for who in self.learners.keys() - step.places.keys():  # AdamW passes over those that wait
+            for weight in self.learners[who].values():
+                weight.grad = None
         self.processes.sum_gradients(self.learning(step))
         norms = [
-            float(torch.nn.utils.clip_grad_norm_(list(weights.values()), limit))
+            torch.nn.utils.clip_grad_norm_(list(weights.values()), limit)
             for who, weights in self.learners.items()
             if who in step.places
         ]
-        return norms[0] if len(norms) == 1 else math.hypot(*norms)
+        return math.hypot(*torch.stack(norms).tolist())  # read all at once: a GPU is waited for
 
     def close(self) -> None:
         """Take the voices off the model."""
@@ -101,8 +105,9 @@ def voice_stage(
     options: TrainOptions,
     seed: int,
     on: Hardware,
-    why: str,
+    plan: Plan,
     processes: Processes,
+    report: Reporter = SILENT,
 ) -> Stage:
     """The voices of `ids`, over the frozen `model`. Each process makes the same update: voices are small."""
     bank = new_voices(model, ids, options.voice_rank, VOICE_SCALE, seed, options.dropout)
@@ -111,7 +116,8 @@ def voice_stage(
         learners[name.partition("/")[0]][name] = weight
     groups = [{"params": list(own.values())} for own in learners.values()]
     update = DdpUpdate(bank.parameters(), processes, lambda _: make_optimizer(groups, options))
-    passes = VoicePasses(model, bank, on, why, options)
+    fast, why = fast_voice_passes(model, bank, options, on, plan, processes.world, report, options.voice_contrast)
+    passes = fast or VoicePasses(model, bank, on, why, options)
     at_once = min(len(ids), options.voice_rows)
     return Stage(number, learners, options.voice_learning_rate, passes, update, at_once, bank, processes)
 
@@ -136,22 +142,22 @@ class VoicePasses:
 
         A twin row is spoken by the other's voice, which learns too: that these lines are not its own.
         """
-        del seed
+        del step, seed
         twins = [[item.twin for item in row if item.twin] for row in rows]
         speakers = [row[0].sample.character for row in rows] + [row[0].identity for row in twins if row]
         rendered = [[item.rendered for item in row] for row in rows] + [
             [t.rendered for t in row] for row in twins if row
         ]
-        batch = make_batch(rendered).to(self.on.device)
+        batch = make_batch(rendered)
         items = [item for row in rows for item in row]
         own, term = sum(item.rendered.labelled for item in items), None
+        counts = torch.bincount(batch.row, minlength=len(rendered))[batch.row[:own]]
         self.bank.is_training = True
         try:
             with self.bank.speaking(speakers):
                 with self.on.autocast_context():
-                    losses = token_losses(self.measured, batch)
-                counts = torch.bincount(batch.row, minlength=len(rows))
-                loss = (losses[:own] / counts[batch.row[:own]]).sum()
+                    losses = token_losses(self.measured, batch.to(self.on.device))
+                loss = (losses[:own] / counts.to(losses.device)).sum()
                 if any(twins):
                     term = contrast(losses[:own], items, losses[own:])
                     replies = [sum(twin.rendered.replies for twin in row) for row in twins]
@@ -161,10 +167,7 @@ class VoicePasses:
                 loss.backward()
         finally:
             self.bank.is_training = False
-        for who, voice in self.bank.voices.items():
-            if who not in step.places:  # it waits for the next epoch: what a twin would teach it is left
-                voice.zero_grad(set_to_none=True)
-        return Losses(losses[:own].detach(), batch.sample[:own].cpu(), term)
+        return Losses(losses[:own].detach(), batch.sample[:own], term)
 
 
 # -- which epoch's weights are kept ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 import torch
 from tiny_models import save_base
-from tiny_runs import Heard, measured, read_record, result, stop_at
+from tiny_runs import Heard, measured, read_log, read_record, result, stop_at
 
 from mrp.config import Run, TrainOptions, load_run
 from mrp.errors import InputError, ManyFaults, Stopped
@@ -211,7 +211,9 @@ def fast_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fast_on_cpu")
-@pytest.mark.parametrize("given", [{}, {"checkpointing": True, "micro_batch": 2, "accumulation": 2}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{}, {"checkpointing": True, "micro_batch": 2, "accumulation": 2}, {"contrast": 0.5}], ids=str
+)
 def test_a_fast_training_is_the_plain_one_within_rounding(
     given: dict[str, Any], make_run: MakeRun, uninterrupted: MakeRun
 ) -> None:
@@ -221,6 +223,9 @@ def test_a_fast_training_is_the_plain_one_within_rounding(
     assert record["kernels"] == "fast"
     for found, expected in zip(measured(run), measured(plain), strict=True):
         assert found == pytest.approx(expected, rel=2e-3)
+    if "contrast" in given:
+        terms = [[row["contrast"] for row in read_log(each)] for each in (run, plain)]
+        assert terms[0] == pytest.approx(terms[1], rel=1e-2)
     expected_record = read_record(plain)
     assert record["order"] == expected_record["order"]
     for who, loss in record["measures"]["held_out_loss"].items():
@@ -228,9 +233,9 @@ def test_a_fast_training_is_the_plain_one_within_rounding(
 
 
 @pytest.mark.usefixtures("fast_on_cpu")
-def test_a_fast_training_that_was_stopped_goes_on_to_the_same_end(make_run: MakeRun) -> None:
-
-    whole, stopped = make_run("whole", dropout=0.2), make_run("stopped", dropout=0.2)
+@pytest.mark.parametrize("contrast", [0, 0.5])
+def test_a_fast_training_that_was_stopped_goes_on_to_the_same_end(contrast: float, make_run: MakeRun) -> None:
+    whole, stopped = (make_run(name, dropout=0.2, contrast=contrast) for name in ("whole", "stopped"))
     train(whole)
     with pytest.raises(Stopped):
         train(stopped, report=stop_at(3))

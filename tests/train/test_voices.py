@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from shapes import SHAPES
 from test_processes import LIMIT_S, environment
@@ -23,6 +24,7 @@ from mrp.data.build import build_data
 from mrp.data.samples import in_order
 from mrp.errors import InputError, Stopped
 from mrp.evaluate.held_out import Mean, character_losses
+from mrp.files import read_json
 from mrp.models.load import hardware, load_model
 from mrp.models.loss import make_batch, token_losses
 from mrp.models.voices import load_voices, voices_in
@@ -253,8 +255,9 @@ def test_over_a_base_in_4_bit_voices_learn(tiny_base: Path, make_run: MakeRun) -
     on = hardware("fp32")
     options = TrainOptions(rank=4, voice_rank=2)
     model = add_adapter(load_model(tiny_base, on, bits=4), options, 0).requires_grad_(False).train()
-    stage = voice_stage(model, ["tang", "wukong"], 1, options, 0, on, "", Processes())
-    rows = {row[0].sample.character: row for row in plan_rows(make_run(voice_rows=2, **VOICES))}
+    plan = plan_training(make_run(voice_rows=2, **VOICES), ChatTemplate(SHAPES["chatml"].tokenizer()))
+    stage = voice_stage(model, ["tang", "wukong"], 1, options, 0, on, plan, Processes())
+    rows = {row[0].sample.character: row for step in plan.steps if step.stage for row in step.rows}
     step = Step(1, (rows["tang"], rows["wukong"]), True, 1, {"tang": (0, 2), "wukong": (0, 2)})
     losses = []
     for _ in range(2):
@@ -264,6 +267,21 @@ def test_over_a_base_in_4_bit_voices_learn(tiny_base: Path, make_run: MakeRun) -
         assert stage.reduce(step, 1.0) > 0
         stage.update.step()
     assert float(losses[1].mean()) < float(losses[0].mean())
+
+
+def test_a_base_without_linear_layers_is_refused_before_the_adapter_is_trained(
+    tiny_base: Path, make_run: MakeRun, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "gpt2", ignore=shutil.ignore_patterns("*.safetensors"))
+    vocabulary = read_json(tiny_base / "config.json")["vocab_size"]
+    config = transformers.GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=512)
+    transformers.GPT2LMHeadModel(config).save_pretrained(base)  # its layers are convolutions of width 1
+    run = make_run(base=base, **VOICES)
+    with pytest.raises(InputError, match="no linear layers") as caught:
+        train(run)
+    assert "train.voices: false" in caught.value.fix
+    assert not (run.folder / "checkpoint").exists()
+    train(load_run(run.path, {"train.voices": "false"}))
 
 
 def plan_rows(run: Run) -> list[tuple[Item, ...]]:
@@ -304,7 +322,6 @@ def test_general_chat_data_has_no_voice(make_run: MakeRun, tmp_path: Path) -> No
     [
         ({"voices": True, "method": "full"}, "full fine-tuning"),
         ({"voices": True, "offload": True, "checkpointing": True}, "without offloading"),
-        ({"contrast": 0.5, "kernels": "fast"}, "second loss"),
     ],
     ids=str,
 )

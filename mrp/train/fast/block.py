@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mrp.train.fast.attention import attend
-from mrp.train.fast.linear import Joint, Scratch, base_of
+from mrp.train.fast.linear import Joint, MakeJoint, Scratch, base_of
 from mrp.train.fast.pointwise import Dropout, for_device
 
 JOINTS = 4  # LoRA groups in a block: qkv, o, gate and up, down
@@ -50,7 +50,15 @@ class Kept:
 class Block:
     """A block of a Llama-like decoder whose linear layers carry LoRA."""
 
-    def __init__(self, layer: Any, number: int, scratch: Scratch, dtype: torch.dtype, tile: int = 0) -> None:
+    def __init__(
+        self,
+        layer: Any,
+        number: int,
+        scratch: Scratch,
+        dtype: torch.dtype,
+        tile: int = 0,
+        joint: MakeJoint = Joint,
+    ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         groups = {
             "qkv": [attention.q_proj, attention.k_proj, attention.v_proj],
@@ -58,7 +66,7 @@ class Block:
             "up": [mlp.gate_proj, mlp.up_proj],
             "down": [mlp.down_proj],
         }
-        joints = [Joint(g, name, number * JOINTS + i, scratch, dtype) for i, (name, g) in enumerate(groups.items())]
+        joints = [joint(g, name, number * JOINTS + i, scratch, dtype) for i, (name, g) in enumerate(groups.items())]
         self.qkv, self.o, self.up, self.down = self.joints = joints
         self.norm, self.norm_eps = layer.input_layernorm.weight.data, layer.input_layernorm.variance_epsilon
         after = layer.post_attention_layernorm
@@ -88,39 +96,27 @@ class Block:
         middle, normed, low_in = self.ops.norm(x, out, self.after, self.after_eps, self._drop(self.up, places))
         down = torch.empty_like(middle)
         for tile in self._tiles(len(x)):
-            both, low_up = self._up(normed[tile], low_in[tile], places)
+            both, low_up = self.up.forward(normed[tile], low_in[tile], places.learns)
             act, act_low = self.ops.swiglu(both, self._drop(self.down, places, tile.start))
-            down[tile], _ = self._scaled(self.down, act, act_low, places)
+            down[tile], _ = self.down.forward(act, act_low, places.learns)
             if keep_all and self.tile == 0:
                 kept.both, kept.low_up = both, low_up
         if keep_all:
             kept.middle = middle
         return middle, down
 
-    def _scaled(
-        self, joint: Joint, x: torch.Tensor, dropped: torch.Tensor, places: Places
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`joint.forward`; when nothing is dropped now but would be in training, LoRA still has its scale."""
-        if joint.masked and not places.learns:
-            low = torch.addmm(dropped.new_empty(1, 1), dropped, joint.a.t(), beta=0, alpha=joint.scale)
-            return joint.output(x, low), low
-        return joint.forward(x, dropped)
-
-    def _up(self, normed: torch.Tensor, low_in: torch.Tensor, places: Places) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._scaled(self.up, normed, low_in, places)
-
     def _attention(
         self, x: torch.Tensor, delta: torch.Tensor | None, places: Places, kept: Kept, keep_all: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(stream before the block, what attention adds to it)."""
         x, normed, low_in = self.ops.norm(x, delta, self.norm, self.norm_eps, self._drop(self.qkv, places))
-        qkv, low_qkv = self._scaled(self.qkv, normed, low_in, places)
+        qkv, low_qkv = self.qkv.forward(normed, low_in, places.learns)
         heads = qkv.view(len(x), -1, self.size)
         self.ops.rotate(heads, places.cos, places.sin, self.heads + self.kv_heads)
         attention = attend(heads, self.heads, self.kv_heads, places.ends, places.longest, self.scaling, keep_all)
         seen = attention[-1].detach().reshape(len(x), -1)
         drop = self._drop(self.o, places)
-        out, low_o = self._scaled(self.o, seen, seen if drop is None else self.ops.dropped(seen, drop), places)
+        out, low_o = self.o.forward(seen, seen if drop is None else self.ops.dropped(seen, drop), places.learns)
         kept.x = x
         if keep_all:
             kept.attention, kept.low_qkv, kept.low_o = attention, low_qkv, low_o
@@ -155,13 +151,13 @@ class Block:
             if kept.both is not None and kept.low_up is not None:
                 both, low_up = kept.both, kept.low_up
             else:
-                both, low_up = self._up(normed[tile], low_in[tile], places)
+                both, low_up = self.up.forward(normed[tile], low_in[tile], places.learns)
             drop = self._drop(self.down, places, tile.start)
             # the down projection's own low-rank values need its input, which the next kernel gives back; so first dh
             dact, dact_lora, dh = self.down.backward_input(d[tile])
             act_low = self.ops.swiglu_backward(both, dact, dact_lora, drop)
             del dact, dact_lora
-            self.down.learn_both(d[tile], self.down.low(act_low), dh, act_low)
+            self.down.learn_both(d[tile], self.down.low(act_low, self.down.masked), dh, act_low)
             del act_low
             found, found_lora, dh = self.up.backward_input(both)
             self.up.learn_both(both, low_up, dh, low_in[tile])

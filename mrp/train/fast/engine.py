@@ -19,9 +19,10 @@ import torch.nn.functional as F  # noqa: N812
 from mrp.models.loss import Batch
 from mrp.train.fast.block import Block, Kept, Places
 from mrp.train.fast.host import HostRows
-from mrp.train.fast.linear import Adapter, Scratch
+from mrp.train.fast.linear import Adapter, Joint, MakeJoint, Scratch
 from mrp.train.fast.pointwise import for_device
-from mrp.train.fast.rows import FlatShape, fields_of, flatten
+from mrp.train.fast.rows import Fields, FlatShape, fields_of, flatten
+from mrp.train.fast.second import second_loss
 
 CHUNK, SMALL_CHUNK = 512, 256  # labelled tokens whose logits are there at once
 TILE = 512  # tokens of the MLP at once, where memory is short
@@ -36,7 +37,15 @@ def decoder_of(model: Any) -> tuple[Any, Any]:
 class Engine:
     """The fast path's state: blocks, adapter, and the tensors a pass reads and writes."""
 
-    def __init__(self, model: Any, shape: FlatShape, *, checkpointing: bool = False, offload: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        shape: FlatShape,
+        *,
+        checkpointing: bool = False,
+        offload: bool = False,
+        joint: MakeJoint = Joint,
+    ) -> None:
         self.shape, self.checkpointing = shape, checkpointing or offload
         self.model, self.decoder = decoder_of(model)
         self.head = self.model.get_output_embeddings().weight.data
@@ -47,7 +56,7 @@ class Engine:
         self.scratch = Scratch(rooms)
         tile = TILE if offload else 0
         layers = enumerate(self.decoder.layers)
-        self.blocks = [Block(layer, number, self.scratch, self.dtype, tile) for number, layer in layers]
+        self.blocks = [Block(layer, number, self.scratch, self.dtype, tile, joint) for number, layer in layers]
         self.adapter = Adapter([block.joints for block in self.blocks], self.dtype)
         self.chunk = SMALL_CHUNK if offload else CHUNK
         self.ops = for_device(self.device)
@@ -69,7 +78,8 @@ class Engine:
         self.adapter.begin_step()
 
     def learn(self, numbers: torch.Tensor) -> torch.Tensor:
-        """(labelled,) fp32 losses of a pass (unused slots 0); its gradients are added to the adapter's."""
+        """(labelled + replies,) fp32 losses of a pass (unused slots 0), then the terms of its second loss; gradients
+        are added to the adapter's."""
         return self._go(numbers, learns=True)
 
     def measure(self, numbers: torch.Tensor) -> torch.Tensor:
@@ -155,7 +165,7 @@ class Engine:
             elif self.host is not None:
                 self.host.put(number, kept)
         assert delta is not None
-        losses, d = self._head(x, delta, fields.source, fields.back, fields.target, fields.weight, learns)
+        losses, d = self._head(x, delta, fields, learns)
         del x, delta
         if not learns:
             return losses
@@ -178,24 +188,19 @@ class Engine:
         return Places(cos, sin, ends.to(torch.int32), self.shape.longest, seed, learns)
 
     def _head(
-        self,
-        x: torch.Tensor,
-        delta: torch.Tensor,
-        source: torch.Tensor,
-        back: torch.Tensor,
-        target: torch.Tensor,
-        weight: torch.Tensor,
-        learns: bool,
+        self, x: torch.Tensor, delta: torch.Tensor, fields: Fields, learns: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses of the labelled tokens, and the gradient of the stream (T, H): norm, head and loss on these only."""
+        source = fields.source
         stream, normed, _ = self.ops.norm(x[source], delta[source], self.norm, self.eps, None)
-        weights = weight.to(torch.float64 if self.dtype == torch.float64 else torch.float32).expand(len(target))
-        weights = weights.contiguous()
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        # with a second loss weights are known only when all losses are
+        weights = torch.ones_like(fields.weight, dtype=wide) if self.shape.replies else fields.weight.to(wide)
         losses, grads = [], []
-        for start in range(0, len(target), self.chunk):
+        for start in range(0, len(source), self.chunk):
             part = slice(start, start + self.chunk)
             logits = normed[part] @ self.head.t()
-            losses.append(self.ops.cross_entropy(logits, target[part], weights[part]))
+            losses.append(self.ops.cross_entropy(logits, fields.target[part], weights[part]))
             if learns:
                 grads.append(logits @ self.head)
             del logits
@@ -203,8 +208,12 @@ class Engine:
         if not learns:
             return found, found
         d = self.ops.norm_backward(torch.cat(grads), None, stream, self.norm, self.eps, None, None)
+        if self.shape.replies:
+            weights, terms = second_loss(found, fields, self.shape.replies)
+            d.mul_(weights.to(wide)[:, None])
+            found = torch.cat([found, terms])
         whole = x.new_zeros(len(x) + 1, x.shape[1])
-        whole.index_copy_(0, back, d)
+        whole.index_copy_(0, fields.back, d)
         return found, whole[: len(x)]
 
 

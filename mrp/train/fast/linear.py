@@ -1,7 +1,7 @@
 """Linear layers that share an input, as one frozen matrix with their LoRA parts.
 
     qkv = Joint([layer.q_proj, layer.k_proj, layer.v_proj], place, share, scratch)
-    y, h = qkv.forward(x, dropped_x)            # (T, Nq + Nk + Nv), (T, 3 r)
+    y, h = qkv.forward(x, dropped_x, True)      # (T, Nq + Nk + Nv), (T, 3 r)
     dx, lora, dh = qkv.backward_input(dy)       # (T, K), and what goes back through the dropout (or None)
     qkv.learn_both(dy, h, dh, dropped_x)        # gradients of A and B
 
@@ -14,6 +14,7 @@ bit into a scratch buffer whenever they are needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,14 +130,17 @@ class Joint:
         a = flat[0].as_strided((rows, self.frozen.inputs), (self.frozen.inputs, 1))
         return a, flat[count:]
 
-    def forward(self, x: torch.Tensor, dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(y, h): all layers' outputs side by side, and the low-rank values that the way back needs."""
-        h = self.low(dropped)
+    def forward(self, x: torch.Tensor, dropped: torch.Tensor, learns: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(y, h): all layers' outputs side by side, and the low-rank values that the way back needs.
+
+        Only a pass that learns drops anything; elsewhere `dropped` is x.
+        """
+        h = self.low(dropped, self.masked and learns)
         return self.output(x, h), h
 
-    def low(self, dropped: torch.Tensor) -> torch.Tensor:
+    def low(self, dropped: torch.Tensor, is_dropped: bool) -> torch.Tensor:
         """(T, groups r) of the dropped input, which carries the LoRA scale already; without dropout it comes here."""
-        if self.masked:
+        if is_dropped:
             return dropped @ self.a.t()
         return torch.addmm(dropped.new_empty(1, 1), dropped, self.a.t(), beta=0, alpha=self.scale)
 
@@ -166,6 +170,9 @@ class Joint:
         """What of (T, N) belongs to each layer."""
         parts: tuple[torch.Tensor, ...] = y.split(self.frozen.sizes, 1)
         return parts
+
+
+MakeJoint = Callable[[list[Any], str, int, Scratch, torch.dtype], Joint]
 
 
 class Adapter:
