@@ -265,10 +265,11 @@ def measure(run: Run, arm: str, material: Material, generates: bool) -> dict[str
 
 def learn_from_everybody(run: Run, model: Any, template: ChatTemplate, on: Hardware) -> VoiceBank:
     """One voice that learns the rows of all, in the steps in which each would learn its own; its last pass."""
-    options = run.config.train.model_copy(update={"voices": True, "voice_contrast": 0.0})
+    options = run.config.train.model_copy(update={"voices": True, "voice_contrast": 0.0, "kernels": "plain"})
     voiced = dataclasses.replace(run, config=run.config.model_copy(update={"train": options}))
-    steps = [step for step in plan_training(voiced, template).steps if step.stage]
-    stage = voice_stage(model, [EVERYBODY], 1, options, run.config.seed, on, "a control", Processes())
+    plan = plan_training(voiced, template)
+    steps = [step for step in plan.steps if step.stage]
+    stage = voice_stage(model, [EVERYBODY], 1, options, run.config.seed, on, plan, Processes())
     model.train()
     for number, step in enumerate(steps):
         rows = tuple(

@@ -154,7 +154,9 @@ def test_a_captured_second_loss_is_the_plain_one_within_bf16(how: dict[str, bool
 def test_captured_voices_are_the_plain_ones_within_bf16(checkpointing: bool, of: Any) -> None:
     model = lora_model(**BIG)
     bank = voiced(model, 0.03)
-    expected_losses, expected = learnt_voices(VoicePasses(model, bank, NAKED, "", False), bank, of)
+    expected_losses, expected = learnt_voices(
+        VoicePasses(model, bank, NAKED, "", TrainOptions(checkpointing=False)), bank, of
+    )
     model = in_bf16(lora_model(**BIG))
     bank = voiced(model, 0.03)
     for weight in bank.parameters().values():

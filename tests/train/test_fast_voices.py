@@ -77,7 +77,7 @@ def test_losses_and_gradients_are_autograds(changes: dict[str, Any], of: Step, c
     model = lora_model(**changes)
     bank = voiced(model)
     options = TrainOptions(checkpointing=checkpointing)
-    expected, grads = learnt(VoicePasses(model, bank, NAKED, "", False), bank, of)
+    expected, grads = learnt(VoicePasses(model, bank, NAKED, "", TrainOptions(checkpointing=False)), bank, of)
     fast = FastVoicePasses(model, bank, options, PLAN, 1)
     found, ours = learnt(fast, bank, of)
     torch.testing.assert_close(found.values.double(), expected.values.double(), rtol=1e-6, atol=1e-6)
@@ -231,10 +231,10 @@ def fast_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("only on a machine without a GPU: flash attention wants bf16")
 
-    def chosen(model: Any, bank: Any, options: Any, _: Any, plan: Any, world: int, __: Any) -> Any:
+    def chosen(model: Any, bank: Any, options: Any, _: Any, plan: Any, world: int, __: Any, contrast: float) -> Any:
         if options.kernels == "plain":
             return None, "the run asks for them"
-        return FastVoicePasses(model, bank, options, plan, world), ""
+        return FastVoicePasses(model, bank, options, plan, world, contrast), ""
 
     monkeypatch.setattr("mrp.train.stages.fast_voice_passes", chosen)
 

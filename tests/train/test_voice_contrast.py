@@ -41,7 +41,7 @@ def stage_with_numbers(run: Run) -> Stage:
     """A stage whose voices say something already, all with the same draws in the same order."""
     on, options = hardware("fp32"), run.config.train
     model = add_adapter(load_model(run.path.parent / run.config.base, on), options, 0).requires_grad_(False).train()
-    stage = voice_stage(model, sorted(PEOPLE), 1, options, 0, on, "", Processes())
+    stage = voice_stage(model, sorted(PEOPLE), 1, options, 0, on, planned(run), Processes())
     torch.manual_seed(5)
     for weight in stage.weights.values():
         weight.data.normal_(std=0.1)
