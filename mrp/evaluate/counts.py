@@ -25,6 +25,8 @@ class Counts:
     questions: int  # about who it is
     drift_turns: int
     drift_characters: int  # of the whole cast
+    scenes: int  # of several characters, of the whole cast
+    scene_lines: int
     plain: int  # everyday prompts, of the whole model
     plain_tokens: int  # longest reply of the base to one of them
 
@@ -33,13 +35,14 @@ def counts_for(cast: Cast, full: bool, replies: int = 0, lines: int = 0) -> Coun
     """The default counts of a cast, or those of `full`; `replies` and `lines` (not 0) take their places."""
     people = len(cast.characters)
     if full:
-        made = Counts(10**6, 0, PUBLISHED, PUBLISHED // 2, 10**6, 20, people, 10**6, 384)
+        made = Counts(10**6, 0, PUBLISHED, PUBLISHED // 2, 10**6, 20, people, max(12, people), 16, 10**6, 384)
     else:
-        made = Counts(0, 60_000, max(4, 48 // people), max(2, 24 // people), 8, 10, min(people, 4), 24, 128)
+        made = Counts(0, 60_000, max(4, 48 // people), max(2, 24 // people), 8, 10, min(people, 4), 4, 6, 24, 128)
     return Counts(
         lines or made.lines,
         0 if lines else made.line_tokens,
         replies or made.replies,
         max(1, replies // 2) if replies else made.swapped,
-        *(made.questions, made.drift_turns, made.drift_characters, made.plain, made.plain_tokens),
+        *(made.questions, made.drift_turns, made.drift_characters, made.scenes, made.scene_lines),
+        *(made.plain, made.plain_tokens),
     )

@@ -3,8 +3,7 @@
     results = evaluate(Path("mrp.yaml"))            # results.json, report.md and report.html in RUN/eval/
 
 What models answered and predicted is kept line by line (`kept.py`): a killed evaluation goes on, and a repeated one
-only reckons. The same run, options and seed give the same bytes. Routing and scenes have no measures yet: they would
-be two more methods of `Playing`, and names in `PLAYED`.
+only reckons. The same run, options and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from mrp.evaluate.lines import Line, spread
 from mrp.evaluate.material import Material, read_material, run_of
 from mrp.evaluate.playing import Playing
 from mrp.evaluate.retention import compare_on_replies, keep_base, render_replies, retention_figures
+from mrp.evaluate.routing import router_part
 from mrp.evaluate.voice import signature_rates, topic_leak, voice_figures
 from mrp.files import folder_lock, read_json, sha256_file, write_json
 from mrp.report import SILENT, Reporter
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from mrp.render import ChatTemplate
 
 FOLDER, RESULTS = "eval", "results.json"
-PLAYED = ("voice", "questions", "lore", "drift")  # the methods of `Playing`
-PARTS = ("identity", *PLAYED, "retention")
+PLAYED = ("voice", "questions", "lore", "drift", "scenes")  # the methods of `Playing`
+PARTS = ("identity", *PLAYED, "retention", "router")
 SAMPLES = 3  # of each character, shown side by side
 VERSION = 1
 
@@ -145,6 +145,7 @@ class _Evaluation:
             "models": {side.id: side.name for side in self.sides},
             "versions": _versions(self.sides[0].on.precision),
             "ceiling": self._ceiling() if "voice" in parts else None,
+            "router": router_part(run, self.seed) if "router" in parts else None,
             "sides": found,
             "difference": differences,
             "samples": self._samples() if "voice" in parts else [],

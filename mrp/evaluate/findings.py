@@ -48,7 +48,20 @@ def findings(results: dict[str, Any]) -> list[str]:
     """What the figures say, the most important first."""
     return [
         text
-        for part in (_identity, _weakest, _voice, _swapped, _questions, _generation, _lore, _drift, _retention, _counts)
+        for part in (
+            _identity,
+            _weakest,
+            _voice,
+            _swapped,
+            _questions,
+            _generation,
+            _lore,
+            _drift,
+            _scenes,
+            _retention,
+            _router,
+            _counts,
+        )
         for text in part(results)
     ]
 
@@ -185,6 +198,40 @@ def _drift(results: dict[str, Any]) -> Iterator[str]:
             f"Over {tuned['turns']} turns the voice {how}: {percent(tuned['early'])} in the first turns,"
             f" {percent(tuned['late'])} in the last; at the end {percent(tuned['still_knows'])} still say who they are."
         )
+
+
+def _scenes(results: dict[str, Any]) -> Iterator[str]:
+    base, tuned = _sides(results, "scenes")
+    if not (base and tuned):
+        return
+    names = {c["id"]: c["name"] for c in results["characters"]}
+    own = tuned["all"]
+    yield (
+        f"In {tuned['scenes']} scenes of several the guard ended {percent(own['guard'])} of the turns where somebody"
+        f" else's line began (base + persona prompt {percent(base['all']['guard'])}) and let {percent(own['passed'])}"
+        f" through; lines sound like their character in {percent(own['own_voice'])}."
+    )
+    shares = {who: one["share"] for who, one in tuned["characters"].items() if one["share"]}
+    most, least = (pick(shares, key=lambda who: shares[who]["value"]) for pick in (max, min))
+    if shares[most]["value"] > shares[least]["value"]:
+        yield (
+            f"Who speaks is {percent(own['uneven'])} away from even; {names[most]} has the most turns"
+            f" ({number(shares[most], 2)} of an even share), {names[least]} the fewest ({number(shares[least], 2)})."
+        )
+    else:
+        yield f"Everybody has the same share of the turns ({number(shares[most], 2)} of an even one)."
+
+
+def _router(results: dict[str, Any]) -> Iterator[str]:
+    found = results.get("router")
+    if not found:
+        return
+    how = {1: "surely more often", -1: "surely less often"}.get(surely(found["over_best"]), "not surely more often")
+    plain = {"keep": "keeping whoever answers", "majority": "always the most frequent character"}[found["best_plain"]]
+    yield (
+        f"The router finds who should answer {percent(found['ways']['auto'])} of {found['prompts']} unseen prompts,"
+        f" {how} than {plain} ({percent(found['ways'][found['best_plain']])})."
+    )
 
 
 def _retention(results: dict[str, Any]) -> Iterator[str]:

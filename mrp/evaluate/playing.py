@@ -22,6 +22,7 @@ from mrp.evaluate.lines import Line, by_character, spread
 from mrp.evaluate.lore import lore_figures, lore_questions
 from mrp.evaluate.material import Material
 from mrp.evaluate.questions import probes, question_figures
+from mrp.evaluate.scenes import play_scene, scene_figures, scene_key, scene_plans
 from mrp.evaluate.voice import Said, rows_of, signature_rates, swapped_figures, voice_figures
 from mrp.evaluate.words import words
 from mrp.play.reply import Player
@@ -123,6 +124,20 @@ class Playing:
 
             talks = hold_talks(self.player, characters, questions, turns, self.seed, answer)
         return {"drift": drift_figures(talks, self.material.voices, self.cast, self.seed)}
+
+    def scenes(self) -> dict[str, Any]:
+        """Scenes of several: who gets to speak, and who speaks for others."""
+        plans = scene_plans(self.cast, self.counts.scenes, self.counts.scene_lines, self.seed)
+        due = sum(scene_key(self.player, self.side.name, plan) not in self.kept for plan in plans)
+        played, done = [], 0
+        with self.report.progress(f"scenes, {self.side.id}", due, "scenes") as update:
+            for plan in plans:
+                is_new = scene_key(self.player, self.side.name, plan) not in self.kept
+                played.append(play_scene(self.player, self.side.name, plan, self.kept))
+                if is_new:
+                    done += 1
+                    update(done)
+        return {"scenes": scene_figures(plans, played, self.material.voices, self.cast, self.seed)}
 
 
 def _said(asks: Sequence[Ask], answers: Sequence[Answer]) -> list[Said]:

@@ -78,6 +78,8 @@ def _parts(results: dict[str, Any]) -> Iterator[Part]:
     yield "Asked who they are", _questions(results)
     yield "How the replies are", _generation(results)
     yield "Lore, drift, and what was forgotten", _rest(results)
+    yield "Scenes of several", _scenes(results)
+    yield "Who should answer", _router(results)
     yield "The same question, side by side", _samples(results)
 
 
@@ -283,6 +285,59 @@ def _rest(results: dict[str, Any]) -> list[Block]:
     return blocks
 
 
+def _scenes(results: dict[str, Any]) -> list[Block]:
+    both = [(SIDE_NAMES[side], _side(results, side, "scenes")) for side in ("base", "tuned")]
+    if not all(one for _, one in both):
+        return []
+    names = _names(results)
+    keys = ("guard", "passed", "silent", "own_voice")
+    rows = [
+        [name, str(one["scenes"]), str(one["turns"]), *(percent(one["all"][key]) for key in (*keys, "uneven"))]
+        for name, one in both
+    ]
+    head = ["model", "scenes", "turns", "cut by the guard", "past the guard", "silent", "own voice", "uneven"]
+    (_, base), (_, tuned) = both
+    who_rows = [
+        [names[who], str(one["turns"]), number(base["characters"][who]["share"], 2), number(one["share"], 2)]
+        + [percent(one[key]) for key in ("guard", "own_voice")]
+        for who, one in tuned["characters"].items()
+    ]
+    who_head = ["character", "turns, tuned", "of an even share, base", "tuned", "cut by the guard", "own voice"]
+    note = (
+        "Played as mrp scene does, who speaks chosen by the natural director. Cut by the guard: the reply began"
+        " somebody else's line and ended there. Past the guard: such a line was let through. Uneven: the share of a"
+        " scene's turns that would have to go to others for all to have the same. Of an even share: 1 is even."
+    )
+    return [Text(note), Table(head, rows), Table(who_head, who_rows)]
+
+
+def _router(results: dict[str, Any]) -> list[Block]:
+    found = results.get("router")
+    if not found:
+        return []
+    names = _names(results)
+    words = {
+        "auto": "the router as chat uses it",
+        "each for itself": "the router, each prompt for itself",
+        "keep": "whoever answers now",
+        "majority": "the most frequent character",
+    }
+    how = "names, then its classifier" if found["classifier"] else "names alone: there is no classifier"
+    note = (
+        f"{found['prompts']} prompts of held-out dialogues ({how}); {found['fit_anybody']} more were put to several"
+        " characters word for word and fit anybody. Right: it is who really answered."
+    )
+    caption = "Row: who really answered. Column: whom the router chooses. Per cent of the row."
+    rows = [[words[way], percent(figure)] for way, figure in found["ways"].items()]
+    who_rows = [[names[who], percent(figure)] for who, figure in found["characters"].items()]
+    return [
+        Text(note),
+        Table(["who answers", "right"], rows),
+        Matrices(list(names.values()), [("router", found["confusion"])], "chosen", caption),
+        Table(["character", "right"], who_rows),
+    ]
+
+
 def _samples(results: dict[str, Any]) -> list[Block]:
     names = _names(results)
     blocks: list[Block] = []
@@ -317,8 +372,7 @@ def _made(results: dict[str, Any]) -> Part:
         ["generated", f"{counts['replies']} replies a character, {counts['swapped']} told to be another"],
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
     ]  # fmt: skip
-    note = "Not measured here: who answers a message (routing), and scenes of several characters."
-    return "How it was made", [Table(["what", "value"], rows), Text(note)]
+    return "How it was made", [Table(["what", "value"], rows)]
 
 
 def _plain(value: float | None) -> str:

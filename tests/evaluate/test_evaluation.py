@@ -61,7 +61,7 @@ def test_every_figure_stands_beside_the_base_with_its_interval(evaluated: Path) 
     results = read_json(evaluated.parent / "run" / "eval" / "results.json")
     assert results["parts"] == list(PARTS) and set(results["sides"]) == {"base", "tuned"}
     for side in results["sides"].values():
-        for key in ("identity", "voice", "swapped", "generation", "questions", "drift"):
+        for key in ("identity", "voice", "swapped", "generation", "questions", "drift", "scenes"):
             assert side[key], key
         accuracy = side["identity"]["all"]["accuracy"]
         assert accuracy["low"] <= accuracy["value"] <= accuracy["high"] and accuracy["units"] > 1
