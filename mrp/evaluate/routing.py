@@ -1,6 +1,6 @@
 """Who should answer: how often the router is right on held-out prompts, beside what needs no thought.
 
-    routing_figures(router, prompts, learnt, seed=0)["ways"]["auto"]      # accuracy with its interval
+    routing_figures(router, prompts, learnt, 0, scenes)["ways"]["auto"]      # accuracy with its interval
     router_part(run, seed=0)                                              # the same of a run's data
 
 A prompt is what somebody said before a held-out line; right is whoever really said that line. Prompts that several
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mrp.config import Run
@@ -29,18 +29,20 @@ AUTO, ALONE, KEEP, MAJORITY = "auto", "each for itself", "keep", "majority"
 def router_part(run: Run, seed: int) -> dict[str, Any] | None:
     """The figures of a run's router; None where no held-out prompt tells who should answer."""
     ids = {c.id for c in run.cast}
-    learnt, held = (prompts_of(read_samples(run.data / name)) for name in (TRAIN, HELD_OUT))
+    samples = {name: list(read_samples(run.data / name)) for name in (TRAIN, HELD_OUT)}
+    learnt, held = (prompts_of(own) for own in samples.values())
     held, learnt = ([p for p in prompts if p.character in ids] for prompts in (held, learnt))
-    return routing_figures(open_router(run, run.cast), held, learnt, seed)
+    return routing_figures(open_router(run, run.cast), held, learnt, seed, {s.id: s.scene for s in samples[HELD_OUT]})
 
 
 def routing_figures(
-    router: Router, prompts: Sequence[Prompt], learnt: Sequence[Prompt], seed: int
+    router: Router, prompts: Sequence[Prompt], learnt: Sequence[Prompt], seed: int, scenes: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """Accuracy of each way with its interval over dialogues, each character counting the same; `over_best`: the paired
+    """Accuracy of each way with its interval over scenes, each character counting the same; `over_best`: the paired
     difference of `auto` to the better of the two that need no thought; the confusion of `auto`, rows who was meant.
 
-    `learnt` are the training prompts, for the majority. None for no prompts.
+    `learnt` are the training prompts, for the majority; `scenes` the scene of each dialogue, which is one for each
+    character who speaks in it. None for no prompts.
     """
     ids = [c.id for c in router.cast]
     anybody = fits_anybody([*prompts, *learnt])
@@ -56,7 +58,7 @@ def routing_figures(
         MAJORITY: lambda *_: majority,
     }
     picked = {way: [pick(prompt.text, now) for prompt, now in cases] for way, pick in choose.items()}
-    who, units = [p.character for p, _ in cases], [p.dialogue for p, _ in cases]
+    who, units = [p.character for p, _ in cases], [scenes[p.dialogue] for p, _ in cases]
     right = {way: [float(a == b) for a, b in zip(own, who, strict=True)] for way, own in picked.items()}
     shares = equal_shares(who)
     found = {way: estimate(own, units, seed, shares, is_rate=True) for way, own in right.items()}
