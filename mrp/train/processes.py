@@ -96,6 +96,7 @@ def joined() -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # one that is gone while others still take their leave can bring them down
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error):
             fix = "what the other one said tells more"

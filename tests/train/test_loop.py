@@ -313,7 +313,7 @@ def test_replies_that_are_too_long_are_told_and_recorded(make_run: MakeRun) -> N
     (entry,) = record["data"]["left_out"]
     assert {**entry, "source": ""} == {"set": "train", "sample": "long@wukong", "source": "", "replies": 1}
     (warning,) = heard.warnings
-    assert "1 replies longer than 128 tokens" in warning and entry["source"] in warning
+    assert "1 reply longer than 128 tokens" in warning and entry["source"] in warning
     assert "train.max_tokens" in warning
 
 
