@@ -18,12 +18,14 @@ from mrp.presets import HOME, copy_preset, describe_presets, write_starter
 from mrp.yamlfile import check_value, dump_yaml, key_lines, read_yaml
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-EXPERIMENT = "orders.yaml"  # of `mrp compare`
+EXPERIMENTS = ("orders.yaml", "parts.yaml")  # of `mrp compare`
 RUN_FILES = [*sorted(HOME.rglob("*.yaml")), *sorted(EXAMPLES.rglob("*.yaml"))]
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in RUN_FILES if p.name not in ("cast.yaml", EXPERIMENT)], ids=lambda p: f"{p.parent.name}/{p.name}"
+    "path",
+    [p for p in RUN_FILES if p.name not in ("cast.yaml", *EXPERIMENTS)],
+    ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_every_run_file_that_comes_with_mrp_is_one(path: Path) -> None:
     config = check_value(read_yaml(path), RunConfig, path, key_lines(path))
