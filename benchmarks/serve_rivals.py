@@ -54,7 +54,7 @@ def main() -> None:
     asked.add_argument("--tokens", type=int, default=24)
     asked.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     asked.add_argument("--llama", type=Path, help="a python that has llama-cpp-python[server]")
-    asked.add_argument("--dtype", default="float32", help="of transformers serve")
+    asked.add_argument("--dtype", default="auto", help="of transformers serve")
     asked.add_argument("--limit", type=float, default=180, help="seconds for a level, after which it is given up")
     given = asked.parse_args()
     from mrp.models.bases import DEFAULT_BASE, KNOWN_BASES, base_folder
