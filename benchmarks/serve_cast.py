@@ -19,16 +19,15 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serve_rivals import CAST, ask, free_port, process, pss_mib, questions_of, wait_until_ready
+from serve_rivals import CAST, ask, free_port, process, pss_mib, questions_of, wait_until_ready, watching
 
 SIDES = {"one process, 2 threads": (1, 2), "four, 1 thread each": (4, 1), "four, 2 threads each": (4, 2)}
 Level = tuple[str, int]  # the spread of the load, clients
@@ -147,24 +146,6 @@ def one_level(
         "mib": max(memory),
         "failed": len(jobs) - len(told),
     }
-
-
-@contextmanager
-def watching(pids: Sequence[int]) -> Iterator[list[float]]:
-    """The PSS of the processes together in MiB, twice a second."""
-    found, ended = [sum(map(pss_mib, pids))], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.5):
-            found.append(sum(map(pss_mib, pids)))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        thread.join()
 
 
 if __name__ == "__main__":

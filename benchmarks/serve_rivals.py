@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,7 +131,7 @@ def measure(
     for clients in given.clients:
         rounds = max(1, 8 // clients)
         jobs = [questions[k % len(questions)] for k in range(clients * rounds)]
-        with watching(server.pid) as memory:
+        with watching([server.pid]) as memory:
             began = time.perf_counter()
             with ThreadPoolExecutor(clients) as pool:
                 answers = list(pool.map(lambda job: ask(url, name, folder, job, given.tokens, given.limit), jobs))
@@ -209,14 +209,13 @@ def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def watching(pid: int) -> Iterator[list[float]]:
-    """The PSS of the process and its children in MiB, a few times a second."""
-    found, ended = [0.0], threading.Event()
+def watching(pids: Sequence[int]) -> Iterator[list[float]]:
+    """The PSS of the processes together, children included, in MiB, twice a second."""
+    found, ended = [sum(map(pss_mib, pids))], threading.Event()
 
     def watch() -> None:
-        while not ended.is_set():
-            found.append(pss_mib(pid))
-            ended.wait(0.5)
+        while not ended.wait(0.5):
+            found.append(sum(map(pss_mib, pids)))
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -1,4 +1,6 @@
-"""The commands: one short function each; what is heavy is imported inside, so `--help` is quick.
+"""The commands, one short function each; those of groups in `cli_data.py`, `cli_play.py` and `cli_evaluate.py`.
+
+What is heavy is imported inside, so `--help` is quick.
 
 Every command takes --json (the result as the last line of standard output), --debug (tracebacks) and -q
 (`command_line.py`). Exit codes: 0 done, 2 the user can fix it, 1 our fault, 130 interrupted.
@@ -12,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mrp.command_line import BITS, HERE, RUN, SET, command, load, settings_given
+from mrp import cli_evaluate, cli_play
+from mrp.cli_data import card, data
+from mrp.command_line import HERE, RUN, SET, command, load, settings_given
 from mrp.errors import InputError
 from mrp.report import Reporter
 
@@ -23,9 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data = typer.Typer(help="Dialogues: check them, build samples, look at them.", no_args_is_help=True)
 presets = typer.Typer(help="Run files that come with mrp.", no_args_is_help=True)
-card = typer.Typer(help="Character cards (V1, V2, V3): into a cast, and out of it again.", no_args_is_help=True)
 convert = typer.Typer(help="Models from one layout into another.", no_args_is_help=True)
 import_ = typer.Typer(help="Configs of other tools as run files.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -94,95 +96,6 @@ def presets_copy(name: str, folder: Annotated[Path, typer.Argument(metavar="DIR"
     path = copy_preset(name, folder)
     report.line(f"wrote {path}")
     return {"file": str(path)}
-
-
-@command(data, "check")
-def data_check(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Dialogue files, or a run.")],
-    report: Reporter,
-    cast: Annotated[Path | None, typer.Option(help="The cast.yaml whose characters should speak.")] = None,
-    fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a repaired copy, as scenes.")] = None,
-    page: Annotated[Path | None, typer.Option("--report", metavar="OUT.html", help="Write a page with plots.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="What a column of a table is: prompt=question.")] = None,
-    max_errors: Annotated[int, typer.Option(min=0, help="How many faults are named; 0: all.")] = 20,
-) -> Any:
-    """Name every fault of dialogue files with file and line, and what is odd in them."""
-    from mrp.console import check_command
-
-    return check_command(paths, cast, column or [], max_errors, fix, page, report)
-
-
-@command(data, "build")
-def data_build(
-    report: Reporter,
-    run: RUN = HERE,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Read only the I-th of N parts; `mrp data merge` joins them.")
-    ] = None,
-    set_: SET = None,
-) -> Any:
-    """Read the cast's dialogues and write train.jsonl, held-out.jsonl, rejected.jsonl and manifest.json."""
-    from mrp.data.build import build_command
-
-    return build_command(load(run, set_), shard, report)
-
-
-@command(data, "merge")
-def data_merge(report: Reporter, run: RUN = HERE, set_: SET = None) -> Any:
-    """Join what `mrp data build --shard I/N` read: the same files as those of one build."""
-    from mrp.data.build import merge_command
-
-    return merge_command(load(run, set_), report)
-
-
-@command(data, "show")
-def data_show(
-    report: Reporter,
-    run: RUN = HERE,
-    character: Annotated[str | None, typer.Option(help="Only samples of this character.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many samples.")] = 3,
-    held_out: Annotated[bool, typer.Option("--held-out", help="From the held-out samples.")] = False,
-) -> Any:
-    """Print samples as the model sees them: template grey, what is learnt in colour."""
-    from mrp.console import show_command
-
-    return show_command(load(run), character, count, held_out, report)
-
-
-@command(data, "convert")
-def data_convert(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Files of any format, or hf:OWNER/NAME.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Replaced whole.")],
-    to: Annotated[str, typer.Option("--to", help="messages, sharegpt, xtuner, parquet or scenes.")],
-    report: Reporter,
-    cast: Annotated[Path | None, typer.Option(help="The cast.yaml whose characters should speak.")] = None,
-    as_: Annotated[str | None, typer.Option("--as", metavar="NAME", help="This character's side alone.")] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option("--column", metavar="MEANING=NAME", help="A column of a table, e.g. --column prompt=q."),
-    ] = None,
-) -> Any:
-    """Write dialogues of any format in the one that another tool reads."""
-    from mrp.cast import load_cast
-    from mrp.data.columns import columns_given
-    from mrp.data.convert import convert
-
-    known = load_cast(cast) if cast else None
-    return convert(inputs, out, to, known, as_, columns_given(column or []), report).as_json()
-
-
-@command(data, "recipe")
-def data_recipe(
-    name: Annotated[str, typer.Argument(help="xiyou-2024.")],
-    sources: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Holds swj, swk, tsz and zbj .jsonl.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Replaced whole.")],
-    report: Reporter,
-    shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="A permutation of exactly these lines.")] = None,
-) -> Any:
-    """The original shell pipeline (uniq, head, tail), byte for byte."""
-    from mrp.data.recipe import run_recipe
-
-    return run_recipe(name, sources, out, shuffle, report).as_json()
 
 
 @command(app, "plan")
@@ -324,331 +237,6 @@ def import_xtuner_command(
     return import_xtuner(config, out, report)
 
 
-@command(app, "route")
-def route(
-    report: Reporter,
-    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
-    text: Annotated[str, typer.Argument(help="What a person says.", show_default=False)],
-    current: Annotated[str | None, typer.Option("--current", metavar="NAME", help="Who answered last.")] = None,
-    by: Annotated[str, typer.Option("--by", help="auto, names, classifier or model.")] = "auto",
-    set_: SET = None,
-) -> Any:
-    """Tell which character answers a message, how sure that is, and why."""
-    from mrp.play.route import route_command
-
-    found = route_command(run, text, current, by, settings_given(set_))
-    report.result(f"{found['character']} ({found['confidence']:.0%}): {found['reason']}")
-    for who, share in sorted(found["scores"].items(), key=lambda item: -item[1]):
-        report.line(f"  {who:20} {share:6.1%}")
-    return found
-
-
-@command(app, "chat")
-def chat_command(
-    report: Reporter,
-    run: Annotated[Path, typer.Argument(help="A run, or a model folder.", show_default=False)] = HERE,
-    as_: Annotated[
-        str,
-        typer.Option("--as", metavar="auto|NAME", help="Who answers; auto: whoever is called or meant."),
-    ] = "auto",
-    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Who you are in the chat.")] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
-    cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
-    template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
-    scenario: Annotated[str, typer.Option(help="The setting.")] = "",
-    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal replies.")] = None,
-    memory: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Tokens of each one's summary of what no longer fits.")
-    ] = 128,
-    lore: Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of lore in a prompt.")] = 256,
-    base_url: Annotated[
-        str | None, typer.Option("--base-url", metavar="URL", help="A server with the model, instead of loading it.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Which of the server's models.")] = None,
-    bits: BITS = "auto",
-    engine: Annotated[str, typer.Option(help="transformers, or onnx (CPU, merged model).")] = "transformers",
-    set_: SET = None,
-) -> Any:
-    """Talk with the characters. /help in the chat lists what else you can do."""
-    with report.waiting("loading the model"):
-        from mrp.play.remote_player import open_anywhere
-        from mrp.play.room import room_of
-        from mrp.play.terminal import TerminalChat
-
-        player = open_anywhere(
-            run,
-            url=base_url,
-            model=model,
-            base=base,
-            cast=cast,
-            template=template,
-            flags=settings_given(set_),
-            bits=bits,
-            engine=engine,
-            warn=report.warn,
-        )
-        room = room_of(run, player)
-    chat = TerminalChat(
-        player,
-        as_,
-        me,
-        seed,
-        report,
-        router=room.router,
-        folder=room.chats,
-        scenario=scenario,
-        memory=memory,
-        lore=lore,
-    )
-    return chat.run()
-
-
-@command(app, "eval")
-def eval_command(
-    report: Reporter,
-    run: RUN = HERE,
-    full: Annotated[bool, typer.Option("--full", help="As much as a published figure wants (hours on a CPU).")] = False,
-    replies: Annotated[int, typer.Option(min=0, help="Generated replies a character; 0: fitting the cast.")] = 0,
-    lines: Annotated[int, typer.Option(min=0, help="Held-out lines a character; 0: fitting the cast.")] = 0,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only this part: identity, voice, questions, lore, drift, retention.")
-    ] = None,
-    both_languages: Annotated[bool, typer.Option("--both-languages", help="Ask in English and Chinese.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal reports.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Replies asked for at once.")] = 8,
-    bits: BITS = "auto",
-    set_: SET = None,
-) -> Any:
-    """Measure who the model plays, how well, and what it forgot, beside the base with the persona prompt alone."""
-    from mrp.evaluate.command import eval_command
-
-    counts = {"full": full, "replies": replies, "lines": lines, "only": only or ()}
-    more = {"both_languages": both_languages, "seed": seed, "threads": threads, "bits": bits}
-    return eval_command(run, settings_given(set_), report, **counts, **more)
-
-
-@command(app, "benchmark")
-def benchmark_command(
-    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
-    named: Annotated[
-        list[str], typer.Argument(metavar="NAME=PATH...", help="charactereval, rolebench or coser, and its files.")
-    ],
-    report: Reporter,
-    items: Annotated[int, typer.Option(min=0, help="Places to speak in, spread over the roles; 0: all.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal reports.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Replies asked for at once.")] = 8,
-    set_: SET = None,
-) -> Any:
-    """Play the roles of a benchmark, from its own files, and write the replies for its own scorer and for a judge."""
-    from mrp.evaluate.benchmark import BenchmarkFlags, benchmark_command
-
-    return benchmark_command(run, named, settings_given(set_), BenchmarkFlags(items, seed, threads), report)
-
-
-@command(app, "judge")
-def judge_command(
-    report: Reporter,
-    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible server, such as https://HOST/v1.")],
-    model: Annotated[str, typer.Option(help="The judge's name there.")],
-    run: RUN = HERE,
-    by: Annotated[list[str] | None, typer.Option(help="pairs, marks; both if left out.")] = None,
-    against: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Compare with this run's model, not with the base.")
-    ] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Judge the replies of `mrp benchmark`.")] = None,
-    replies: Annotated[int, typer.Option(min=0, help="Replies a character; 0: all that were evaluated.")] = 0,
-    key_env: Annotated[
-        str, typer.Option(metavar="NAME", help="The environment variable with the API key.")
-    ] = "MRP_JUDGE_KEY",
-    price_in: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens to the judge.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens back.")] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Refuse to spend more.")] = None,
-    max_requests: Annotated[int, typer.Option(min=0, help="Refuse to ask more often; 0: any number.")] = 1000,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest answer; a judge that thinks first needs more.")
-    ] = 1024,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and ask nothing.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal reports.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 4,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer.")] = 120,
-) -> Any:
-    """Let another model judge what `mrp eval` made the characters say: pairs in both orders, and marks by a rubric."""
-    from mrp.judge.command import JudgeFlags, judge_command
-    from mrp.judge.judging import KINDS
-
-    flags = JudgeFlags(
-        base_url=base_url,
-        model=model,
-        by=tuple(by or KINDS),
-        against=against,
-        benchmark=benchmark,
-        replies=replies,
-        key_env=key_env,
-        price_in=price_in,
-        price_out=price_out,
-        max_cost=max_cost,
-        max_requests=max_requests,
-        max_tokens=max_tokens,
-        dry_run=dry_run,
-        seed=seed,
-        threads=threads,
-        timeout_s=timeout,
-    )
-    return judge_command(run, flags, report)
-
-
-@command(app, "serve")
-def serve_command(
-    report: Reporter,
-    run: Annotated[Path, typer.Argument(help="A run, or a model folder.", show_default=False)] = HERE,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    keys: Annotated[Path | None, typer.Option(help="API keys (`mrp new-key`); or set MRP_API_KEY.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False,
-    allow_system: Annotated[
-        bool, typer.Option("--allow-system", help="A client's system message replaces the persona.")
-    ] = False,
-    allow_host: Annotated[list[str] | None, typer.Option(help="A host name that the server is called by.")] = None,
-    engine: Annotated[str, typer.Option(help="transformers, or openai (a server behind).")] = "transformers",
-    base_url: Annotated[
-        list[str] | None, typer.Option(help="The server behind, such as http://HOST:8000/v1; several share the work.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name there; else its first.")] = None,
-    max_running: Annotated[int, typer.Option(min=1, help="Replies at once.")] = 8,
-    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused.")] = 64,
-    rate: Annotated[int, typer.Option(min=0, help="Requests a minute of one client; 0: any number.")] = 600,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for a whole reply.")] = 600,
-    drain: Annotated[int, typer.Option(min=0, help="Seconds to finish replies when stopped.")] = 30,
-    base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
-    cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
-    bits: BITS = "auto",
-    template: Annotated[Path | None, typer.Option(help="Another chat template (jinja).")] = None,
-    set_: SET = None,
-) -> Any:
-    """Serve the characters as models of an OpenAI-compatible API."""
-    from mrp.serve.command import ServeFlags, serve_command
-
-    flags = ServeFlags(
-        host=host,
-        port=port,
-        keys=keys,
-        insecure=insecure,
-        allow_system=allow_system,
-        allow_host=tuple(allow_host or ()),
-        engine=engine,
-        base_urls=tuple(base_url or ()),
-        model=model,
-        max_running=max_running,
-        max_waiting=max_waiting,
-        requests_per_minute=rate,
-        timeout_s=timeout,
-        drain_s=drain,
-        bits=bits,
-    )
-    return serve_command(run, flags, base, cast, template, settings_given(set_), report)
-
-
-@command(app, "new-key")
-def new_key_command(
-    file: Annotated[Path, typer.Argument(help="The file of keys; made if there is none.")],
-    report: Reporter,
-    name: Annotated[str, typer.Option(help="Whose key it is.")] = "default",
-) -> Any:
-    """Make an API key for `mrp serve --keys FILE`. It is shown once; the file keeps its hash."""
-    from mrp.serve.keys import add_key
-
-    key = add_key(file, name)
-    report.result(key)
-    return {"key": key}
-
-
-@command(app, "compare")
-def compare_command(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="Arms, seeds and the run they share.")],
-    report: Reporter,
-    threads: Annotated[int, typer.Option(min=1, help="Replies asked for at once.")] = 8,
-) -> Any:
-    """Train and measure several ways of one run, with several seeds, and compare them pair by pair."""
-    from mrp.evaluate.command import compare_command
-
-    return compare_command(experiment, report, threads)
-
-
-@command(app, "scene")
-def scene_command(
-    report: Reporter,
-    run: Annotated[Path, typer.Argument(help="A run, or a model folder.", show_default=False)] = HERE,
-    with_: Annotated[str | None, typer.Option("--with", metavar="A,B", help="Who is there at the start.")] = None,
-    script: Annotated[Path | None, typer.Option(help="A script (YAML): fixed lines, entrances, who speaks.")] = None,
-    turns: Annotated[int | None, typer.Option(help="Lines in all.  [default: 20, or the script's]")] = None,
-    director: Annotated[
-        str | None, typer.Option(help="Who speaks next: natural, round-robin, model, manual.  [default: natural]")
-    ] = None,
-    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Who you play.")] = None,
-    scenario: Annotated[str | None, typer.Option(help="The setting.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep the scene in this file (.jsonl); goes on if it is one.")
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on with the scene in this file.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal scenes.  [default: 0]")] = None,
-    memory: Annotated[int | None, typer.Option(help="Tokens of each one's summary of what no longer fits.")] = None,
-    lore: Annotated[int | None, typer.Option(help="Tokens of lore in a prompt.")] = None,
-    base: Annotated[str | None, typer.Option(help="The base model, for an adapter folder.")] = None,
-    cast: Annotated[Path | None, typer.Option(help="The cast.yaml, for a model folder.")] = None,
-    base_url: Annotated[
-        str | None, typer.Option("--base-url", metavar="URL", help="A server with the model, instead of loading it.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Which of the server's models.")] = None,
-    bits: BITS = "auto",
-    set_: SET = None,
-) -> Any:
-    """Let characters play a scene, with you in it if you like. Who is away does not hear what is said."""
-    from mrp.play.scene_command import Asked, play_scene
-
-    with report.waiting("loading the model"):
-        from mrp.play.remote_player import open_anywhere
-
-        settings = settings_given(set_)
-        asked = Asked(with_, script, turns, director, me, scenario, seed, memory, lore)
-        player = open_anywhere(
-            run,
-            url=base_url,
-            model=model,
-            base=base,
-            cast=cast,
-            flags=settings,
-            bits=bits,
-            chats=asked.named,
-            warn=report.warn,
-        )
-    return play_scene(player, asked, out, resume, report)
-
-
-@command(card, "import")
-def card_import(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Cards: PNG or JSON.")],
-    report: Reporter,
-    cast: Annotated[Path, typer.Option(help="The cast file; made if there is none.")] = Path("cast.yaml"),
-) -> Any:
-    """Add the characters of cards to a cast file. If one card is broken, none is added."""
-    from mrp.cards.take_in import import_cards
-
-    return import_cards(files, cast, report)
-
-
-@command(card, "export")
-def card_export(
-    run: RUN,
-    character: Annotated[str, typer.Argument(metavar="CHARACTER", help="An id, name or alias.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.png|json", help="Replaced if it exists.")],
-    report: Reporter,
-) -> Any:
-    """Write a character as a card: V2 and V3 in a picture, or JSON. No field of the card it came from is lost."""
-    from mrp.cards.hand_out import export_card
-
-    return export_card(load(run), character, out, report)
-
-
 @command(app, "doctor")
 def doctor_command(
     report: Reporter,
@@ -667,6 +255,10 @@ def version(report: Reporter) -> Any:
 
     report.result(__version__)
     return {"version": __version__}
+
+
+app.add_typer(cli_play.app)
+app.add_typer(cli_evaluate.app)
 
 
 def main() -> None:
