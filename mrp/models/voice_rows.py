@@ -11,7 +11,8 @@ halves side by side (as Punica and S-LoRA batch theirs: arXiv 2310.18547, 2311.0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of siblings that read the same
 
+
+FEW = 256  # positions of a batch up to which the products of the voices are too small to be shared out among threads
 
 _Key = tuple[tuple[str | None, ...], torch.device, torch.dtype]
 
@@ -61,9 +64,12 @@ class ReadyVoices:
         self._groups = _groups_of(voices)
         self._vectors: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = {}
         self._kept: dict[_Key, RowsVoices] = {}  # of voices alone, which takes no memory, and of the last rows
+        self._whole: torch.Tensor | None = None  # the last rows side by side, and maybe more
+        self._lying: list[str | None] = []  # whose weights lie in each
 
     def of(self, rows: tuple[str | None, ...], device: torch.device) -> RowsVoices:
-        """The weights of `rows`; in 16 bit where autocast would make them so at every step."""
+        """The weights of `rows`, good until those of other rows are asked for; in 16 bit where autocast would make them
+        so at every step."""
         kind = next(iter(next(iter(self.voices.values())).a.values())).dtype
         if torch.is_autocast_enabled(device.type):
             kind = torch.get_autocast_dtype(device.type)
@@ -75,16 +81,24 @@ class ReadyVoices:
         return self._kept[key]
 
     def _side_by_side(self, rows: tuple[str | None, ...], device: torch.device, kind: torch.dtype) -> torch.Tensor:
+        """(R, numbers); what lies in its place from the last time stays, so one who joins costs one copy."""
         if len(rows) == 1:
             assert rows[0] is not None
             return self._vector(rows[0], device, kind)[None]
-        found = torch.empty(len(rows), self._groups[-1].end, device=device, dtype=kind)
-        for row, who in zip(found, rows, strict=True):
+        whole = self._whole
+        if whole is None or len(whole) < len(rows) or (whole.device, whole.dtype) != (device, kind):
+            room = len(rows) if whole is None else max(len(rows), min(2 * len(whole), len(self.voices)))
+            self._whole, self._lying = None, []  # before more is taken
+            self._whole = whole = torch.empty(room, self._groups[-1].end, device=device, dtype=kind)
+        for number, who in enumerate(rows):
+            if number < len(self._lying) and self._lying[number] == who:
+                continue
             if who is None:
-                row.zero_()
+                whole[number].zero_()
             else:
-                row.copy_(self._vector(who, device, kind))
-        return found
+                whole[number].copy_(self._vector(who, device, kind))
+        self._lying = [*rows, *self._lying[len(rows) :]]
+        return whole[: len(rows)]
 
     def _vector(self, who: str, device: torch.device, kind: torch.dtype) -> torch.Tensor:
         """All weights of a voice, B scaled; layers that it lacks and ranks that only others have are zeros."""
@@ -102,6 +116,17 @@ class ReadyVoices:
         return self._vectors[key]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work of a few microseconds, done where it is: to wake another thread takes ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class RowsVoices:
     """The voices of the rows of a batch: (R, numbers), each layer's part of it as it is multiplied."""
 
@@ -113,6 +138,10 @@ class RowsVoices:
     def added(self, layer: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """output + x A^T B^T, row by row; `output` itself is changed where no gradients are kept."""
         half = self.halves[layer]
+        with _one_thread() if x.device.type == "cpu" and x[..., 0].numel() <= FEW else nullcontext():
+            return self._added(half, x, output)
+
+    def _added(self, half: _Half, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         down = self._down(x, half)[..., half.first : half.last]
         plain = self._count == 1
         b, whole = (half.b[0], output.reshape(-1, output.shape[-1])) if plain else (half.b, output)

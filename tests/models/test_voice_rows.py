@@ -110,3 +110,25 @@ def test_with_gradients_kept_the_layers_outputs_are_not_written_over(model: Any)
     torch.testing.assert_close(found.detach(), wanted, atol=2e-5, rtol=1e-4)
     found.square().mean().backward()  # raises if what is needed on the way back was changed
     assert model.get_input_embeddings().weight.grad.abs().max() > 0
+
+
+def test_whoever_comes_and_goes_each_row_has_the_voice_of_now(model: Any) -> None:
+    """Rows that stay are not copied again, and never hold what another row left there."""
+    names = ["wukong", "bajie", "tang", "wujing"]
+    bank = stirred(new_voices(model, names, 4, 8, seed=0))
+    layer = "model.layers.0.mlp.up_proj"
+    ready, generator = ReadyVoices(bank.voices), torch.Generator().manual_seed(3)
+    into, out = linear_layers(model)[layer].in_features, linear_layers(model)[layer].out_features
+    for rows in (
+        ("wukong", "bajie"),
+        ("wukong", "bajie", "tang"),
+        ("bajie", "tang"),
+        ("tang", None, "bajie", "wukong", None),
+        (None, "wujing"),
+        ("tang", "wujing", "bajie", "wukong"),
+    ):
+        x = torch.randn(len(rows), 2, into, generator=generator)
+        with torch.no_grad():
+            found = ready.of(rows, x.device).added(layer, x, torch.zeros(len(rows), 2, out))
+            fresh = ReadyVoices(bank.voices).of(rows, x.device).added(layer, x, torch.zeros(len(rows), 2, out))
+        assert torch.equal(found, fresh), rows
