@@ -146,12 +146,14 @@ def evaluate(engine: Any, on: Any, context: int, vocabulary: int) -> Iterable[fl
     yield time.perf_counter() - began
 
 
-def planned(shape: Any, bits: int, context: int, chats: int) -> Any:
+def planned(shape: Any, bits: int, context: int, mode: str) -> Any:
     """As many chats as stay within the budget; all of them where not even one does."""
-    from mrp.plan.chat import predict_chat
+    from mrp.plan.chat import SCORING, predict_chat
     from mrp.plan.choose import usable
 
-    tried = [predict_chat(shape, bits, context, count) for count in range(chats, 0, -1)]
+    tried = [predict_chat(shape, bits, context, count) for count in range(CHATS[mode], 0, -1)]
+    if mode == "eval":
+        tried = [dataclasses.replace(one, parts=one.parts | {"losses and likelihoods": SCORING}) for one in tried]
     return next((found for found in tried if found.in_all <= usable(BUDGET)), tried[0])
 
 
@@ -172,7 +174,7 @@ def measure(shape: str, bits: int, context: int, mode: str) -> dict[str, Any]:
     built = time.perf_counter() - began
     weights = torch.cuda.memory_allocated()
     config = {"model_type": "llama", "tie_word_embeddings": False} | SHAPES[shape] | COMMON
-    predicted = planned(shape_of_config(config, shape, "benchmarks/chat_memory.py"), bits, context, CHATS[mode])
+    predicted = planned(shape_of_config(config, shape, "benchmarks/chat_memory.py"), bits, context, mode)
     torch.cuda.reset_peak_memory_stats()
     on, vocabulary = hardware("bf16"), COMMON["vocab_size"]
     engine = TransformersEngine(model, on, cache_bytes=predicted.parts["keys and values"])

@@ -23,6 +23,7 @@ from mrp.models.bases import find_base, model_identity
 from mrp.models.load import Hardware, hardware, load_model
 from mrp.models.run_voices import voices_of
 from mrp.models.voices import load_voices, voices_in
+from mrp.plan.chat import SCORING
 from mrp.play.open import choose_bits, load_player, model_of, open_player
 from mrp.play.reply import Player
 from mrp.train.lora import WEIGHTS, load_adapter
@@ -54,7 +55,7 @@ def sides(run: Run, flags: dict[str, str], bits: str = "auto", chats: int = 1) -
     folder, adapter = model_of(run)
     voices = voices_of(run)
     options = run.config.chat
-    chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter], voices, chats)
+    chosen, fitting = choose_bits(bits, on, folder, options.context_tokens, [adapter], voices, chats, SCORING)
     if fitting < options.context_tokens:
         options = options.model_copy(update={"context_tokens": fitting})
         flags = flags | {"chat.context_tokens": str(fitting)}

@@ -16,6 +16,7 @@ from mrp.plan.shapes import ModelShape
 from mrp.plan.training import CONTEXT, MIB, WORKSPACE, quant_state_bytes
 
 SHORTEST = 256  # tokens of context
+SCORING = 400 * MIB  # of an evaluation: what CUDA loads to compute losses of packed rows, and logits of likelihoods
 PIECE = 512  # tokens of a prompt that the embedded engine reads at once
 WORKING = ("reading the prompt", "attention mask", "keys and values that grow", "a matrix in 16 bit", "workspace")
 

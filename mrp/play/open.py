@@ -139,13 +139,14 @@ def choose_bits(
     beside: Sequence[Path | None] = (),
     voices: Path | None = None,
     chats: int = 1,
+    reserve: int = 0,
 ) -> tuple[int, int]:
     """The bits of the weights and the tokens of context that fit.
 
     "auto": on CUDA the most bits that the free memory holds with the whole context of `chats` (`mrp plan --for chat`),
     else 4 bit with fewer chats in memory, or a shorter context; 16 on the CPU, and for models that the planner does not
-    know. `beside`: folders of adapters, which take memory too, as `voices` do. Raises `InputError` for 8 or 4 bit on
-    the CPU, and if nothing fits.
+    know. `beside`: folders of adapters, which take memory too, as `voices` do; `reserve`: bytes for something else.
+    Raises `InputError` for 8 or 4 bit on the CPU, and if nothing fits.
     """
     if bits not in BITS:
         raise InputError(f"no such number of bits: {bits!r}", "--bits", f"one of {', '.join(BITS)}")
@@ -161,7 +162,7 @@ def choose_bits(
         shape = shape_of_folder(folder)
     except InputError:  # not a model of equal blocks
         return 16, context_tokens
-    taken = sum(_weights_in(one) for one in beside if one) + _bytes_of_voices(voices, chats)
+    taken = sum(_weights_in(one) for one in beside if one) + _bytes_of_voices(voices, chats) + reserve
     found = choose_chat(shape, context_tokens, _free_memory() - taken, chats)
     return found.bits, found.context_tokens
 
