@@ -14,8 +14,8 @@ repeated), and gives a JSON line: on the dev slice (to choose by) and on held-ou
   `voice` under the own identity, `told` under another (judged to be that other); `real`: the lines themselves.
 
 Intervals are 95 % bootstraps over scenes, each character counts the same. The seed decides the split too, so compare
-arms seed by seed. `--scenes` splits by whole scenes only (the pilot's split, easier); `--deadline` starts no further
-arm after so many seconds.
+arms seed by seed. `--scenes` splits by whole scenes only; `--records SEED` as the pilot did (20261122 is its very
+split); `--deadline` starts no further arm after so many seconds.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from record_split import split_by_records
 
 from mrp.config import Run, load_run
 from mrp.data.build import build_data
@@ -105,12 +106,13 @@ def main() -> None:
     asked.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     asked.add_argument("--scenes", action="store_true", help="split by whole scenes only")
+    asked.add_argument("--records", type=int, metavar="SEED", help="hold out records at random (record_split.py)")
     asked.add_argument("--generate", action="store_true")
     asked.add_argument("--deadline", type=float, default=float("inf"), metavar="SECONDS")
     asked.add_argument("--first", type=int, metavar="N", help="score so many held-out samples only (to try it out)")
     given = asked.parse_args()
     flags = COMMON | dict(pair.split("=", 1) for pair in given.set)
-    flags |= {"data.split": "scenes"} if given.scenes else {}
+    flags |= {"data.split": "scenes"} if given.scenes or given.records is not None else {}
     began = time.monotonic()
     known: dict[tuple[int, str], Material] = {}
     for seed in given.seeds:
@@ -121,9 +123,11 @@ def main() -> None:
             started = time.monotonic()
             folder = (given.out / f"{arm}-{seed}").resolve()
             run = load_run(given.run, flags | options_of(arm) | {"seed": str(seed), "out": str(folder)})
-            shown = {"arm": arm, "seed": seed, "split": run.config.data.split, "base": run.config.base}
+            shown = {"arm": arm, "seed": seed, "split": given.records or run.config.data.split, "base": run.config.base}
             try:
                 build_data(run, SILENT)
+                if given.records is not None:
+                    split_by_records(run, given.records)
                 if "examples" in arm.split("+"):
                     run = with_examples(run)
                 key = (seed, run.cast.model_dump_json())
