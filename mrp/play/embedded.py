@@ -28,13 +28,13 @@ from mrp.play.engine import Request, Token
 from mrp.play.kv import GROWTH, KeysValues, Row, RowsReader
 from mrp.play.parked import Parked
 from mrp.play.sampling import Drawing, choose_tokens
+from mrp.play.scoring import logprobs, score_after
 
 if TYPE_CHECKING:
     from mrp.models.voices import VoiceBank
 
 AHEAD = 4  # tokens that a stream may be ahead of its reader
 ROOM = 512  # tokens of a reply for which room is made at once
-MOST_LOGITS = 2**22  # numbers in the logits of one pass of `score`: less memory than reading a piece of a prompt takes
 
 
 @dataclass
@@ -292,7 +292,7 @@ class TransformersEngine:
     ) -> list[list[float]]:
         """All continuations after one reading of the prompt: rows that share what they keep."""
         assert self._reader is not None
-        longest = max((len(tail) for tail in continuations), default=0)
+        longest = max(map(len, continuations), default=0)
         kept = self._take(list(ids), voice, len(ids) + longest)
         for at in range(len(kept.ids), len(ids) - 1, PIECE):
             piece = list(ids[at : min(at + PIECE, len(ids) - 1)])
@@ -300,43 +300,9 @@ class TransformersEngine:
                 self._reader.read([Row(kept, piece)])
             kept.ids += piece
             self.stats.computed += len(piece)
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        at_once = max(1, MOST_LOGITS // (vocabulary * max(longest, 1)))
-        found: list[list[float]] = []
-        for first in range(0, len(continuations), at_once):
-            tails = [list(tail) for tail in continuations[first : first + at_once]]
-            if vocabulary * longest > MOST_LOGITS:
-                found.append(self._score_long(kept, ids[-1], tails[0], voice, min(PIECE, MOST_LOGITS // vocabulary)))
-            else:
-                found += self._score_rows(kept, ids[-1], tails, voice)
+        found = score_after(self._reader, kept, ids[-1], continuations, lambda: self._voices([voice]))
         self.stats.computed += 1
         self._parked.park(kept, self._bytes_in_use())
-        return found
-
-    def _score_rows(self, kept: KeysValues, last: int, tails: list[list[int]], voice: str | None) -> list[list[float]]:
-        assert self._reader is not None
-        count = max(map(len, tails))
-        if not count:
-            return [[] for _ in tails]
-        rows = [Row(kept, ([last, *tail] + [last] * count)[:count]) for tail in tails]  # filled up behind the end
-        with self._voices([voice]):
-            logits = self._reader.read(rows, count)
-        return [_logprobs(logits[number, : len(tail)], tail) for number, tail in enumerate(tails)]
-
-    def _score_long(self, kept: KeysValues, last: int, tail: list[int], voice: str | None, piece: int) -> list[float]:
-        """One continuation, a piece at a time; `kept` holds the prompt alone again afterwards."""
-        assert self._reader is not None
-        given, prompt = [last, *tail[:-1]], len(kept.ids)
-        found: list[float] = []
-        try:
-            for at in range(0, len(tail), max(piece, 1)):
-                row = Row(kept, given[at : at + max(piece, 1)])
-                with self._voices([voice]):
-                    logits = self._reader.read([row], len(row.ids))
-                found += _logprobs(logits[0], tail[at : at + len(row.ids)])
-                kept.ids += row.ids
-        finally:
-            del kept.ids[prompt:]
         return found
 
     def _score_whole(self, ids: Sequence[int], tail: Sequence[int], voice: str | None) -> list[float]:
@@ -346,7 +312,7 @@ class TransformersEngine:
         with torch.no_grad(), self.on.autocast_context(), self._voices([voice]):
             logits = self.model(input_ids=whole, use_cache=False, logits_to_keep=len(tail) + 1).logits[0, :-1]
         self.stats.computed += len(ids)
-        return _logprobs(logits, tail)
+        return logprobs(logits, tail)
 
     # -- voices and memory -----------------------------------------------------------------------------------------
 
@@ -372,12 +338,6 @@ class TransformersEngine:
 
     def _bytes_in_use(self) -> int:
         return sum(stream.kept.bytes for stream in self._streams if stream.kept is not None)
-
-
-def _logprobs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
-    """Of each token, from the (T, V) logits before it."""
-    wanted = torch.tensor(list(tokens), device=logits.device)
-    return [float(value) for value in torch.log_softmax(logits.float(), -1).gather(1, wanted[:, None])[:, 0]]
 
 
 def _count_drop(stats: Stats, on_drop: Callable[[str], None] | None, one: KeysValues) -> None:

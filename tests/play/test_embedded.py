@@ -275,7 +275,7 @@ def test_scores_in_pieces_are_the_same(model: Any, monkeypatch: pytest.MonkeyPat
     engine = engine_of(model)
     wanted = engine.score(PROMPTS[2], tails)
     vocabulary = model.config.vocab_size
-    monkeypatch.setattr("mrp.play.embedded.MOST_LOGITS", 7 * vocabulary + 1)
+    monkeypatch.setattr("mrp.play.scoring.MOST_LOGITS", 7 * vocabulary + 1)
     most = []
     forward = model.forward
 
