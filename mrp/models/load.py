@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +140,20 @@ def set_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return int(torch.get_num_threads())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For work of a few microseconds on the CPU, done where it is: to wake another thread can take ten times as long
+    (with `OMP_WAIT_POLICY=passive`, on a busy machine)."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _torch() -> Any:

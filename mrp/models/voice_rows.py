@@ -11,12 +11,14 @@ halves side by side (as Punica and S-LoRA batch theirs: arXiv 2310.18547, 2311.0
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+
+from mrp.models.load import one_thread
 
 if TYPE_CHECKING:
     from mrp.models.voices import Voice
@@ -116,17 +118,6 @@ class ReadyVoices:
         return self._vectors[key]
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Work of a few microseconds, done where it is: to wake another thread takes ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class RowsVoices:
     """The voices of the rows of a batch: (R, numbers), each layer's part of it as it is multiplied."""
 
@@ -138,7 +129,7 @@ class RowsVoices:
     def added(self, layer: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """output + x A^T B^T, row by row; `output` itself is changed where no gradients are kept."""
         half = self.halves[layer]
-        with _one_thread() if x.device.type == "cpu" and x[..., 0].numel() <= FEW else nullcontext():
+        with one_thread() if x.device.type == "cpu" and x[..., 0].numel() <= FEW else nullcontext():
             return self._added(half, x, output)
 
     def _added(self, half: _Half, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,9 @@
     engine.stats.reused          # prompt tokens that were not read again
 
 Whoever waits for a token makes the next step, for all streams: there is no thread of the engine's own that could die,
-outlive the program or run ahead of a reader who left. A step reads one piece of one new prompt and one token of
-each stream that has few waiting. Streams join and leave between steps; each row has its own character's voice.
+outlive the program or run ahead of a reader who left. A step reads pieces of the new prompts and one token of each
+stream that has few waiting, in one pass (Orca and Sarathi batch so: OSDI 2022, arXiv 2308.16369), or in one for each
+voice. Streams join and leave between steps; each row has its own character's voice.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from mrp.models.load import Hardware
 from mrp.plan.chat import PIECE
 from mrp.play.engine import Request, Token
 from mrp.play.kv import GROWTH, KeysValues, Row, RowsReader
-from mrp.play.parked import Parked
+from mrp.play.parked import Parked, shared_beginning
 from mrp.play.sampling import Drawing, choose_tokens
 from mrp.play.scoring import logprobs, score_after
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mrp.models.voices import VoiceBank
 
 AHEAD = 4  # tokens that a stream may be ahead of its reader
+WORTH = 16  # tokens of a shared beginning for which it is worth waiting
 ROOM = 512  # tokens of a reply for which room is made at once
 
 
@@ -198,17 +200,43 @@ class TransformersEngine:
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        """Read a piece of the first new prompt, and let all that can speak say one token. Errors end the streams in
-        which they came up."""
+        """Read what prompts there are, at most `PIECE` tokens of them, and let all that can speak say one token: in one
+        pass where they have one voice. Errors end the streams in which they came up."""
         streams = list(self._streams)  # one that joins meanwhile takes part in the next step
         speaking = [stream for stream in streams if stream.can_speak and stream.kept is not None]
-        for stream in streams:
-            if not stream.over and (stream.kept is None or len(stream.unread) > 1):
-                if stream.kept is not None or not speaking or self._has_room(stream):
-                    self._guarded([stream], partial(self._read_piece, stream))
-                break
+        reading = self._begun([stream for stream in streams if stream not in speaking], bool(speaking))
+        if len(reading) + bool(speaking) > 1 and self._have_one_voice([*reading, *speaking]):
+            with suppress(MrpError), _known_errors():
+                self._retry(partial(self._read, reading, speaking))
+                return
+        for stream in reading:  # whoever fails, fails alone
+            self._guarded([stream], partial(self._read, {stream: reading[stream]}, []))
         if speaking:
-            self._guarded(speaking, partial(self._speak, speaking))
+            self._guarded(speaking, partial(self._read, {}, speaking))
+
+    def _begun(self, streams: Sequence[_Stream], others_speak: bool) -> dict[_Stream, list[int]]:
+        """The pieces of prompts for this step. One that begins as another does whom nobody has read yet waits for it;
+        one for which memory has no room waits until somebody ends."""
+        found: dict[_Stream, list[int]] = {}
+        left = PIECE
+        for stream in streams:
+            if stream.over or (stream.kept is not None and len(stream.unread) == 1) or left < 1:
+                continue
+            if self._reader is None and found:
+                break
+            if stream.kept is None:
+                if (found or others_speak) and not self._has_room(stream):
+                    break
+                if any(_begins_as(stream, other) for other in found):
+                    continue
+                self._guarded([stream], partial(self._begin, stream))
+            if not stream.over:
+                found[stream] = stream.unread if self._reader is None else stream.unread[:left]
+                left -= len(found[stream])
+        return found
+
+    def _have_one_voice(self, streams: Sequence[_Stream]) -> bool:
+        return self._reader is not None and len({stream.kept.voice for stream in streams if stream.kept}) == 1
 
     def _guarded(self, streams: list[_Stream], work: Callable[[], None]) -> None:
         try:
@@ -229,19 +257,20 @@ class TransformersEngine:
         torch.cuda.empty_cache()
         return work()
 
-    def _read_piece(self, stream: _Stream) -> None:
-        if stream.kept is None:
-            self._begin(stream)
-        kept = stream.kept
-        assert kept is not None
-        piece = stream.unread if self._reader is None else stream.unread[:PIECE]
-        logits = self._logits([stream], [piece])
-        self.stats.computed += len(piece)
-        if len(piece) == len(stream.unread):
-            self._say([stream], logits)
-        else:
-            kept.ids += piece
-            stream.unread = stream.unread[len(piece) :]
+    def _read(self, pieces: Mapping[_Stream, list[int]], speaking: Sequence[_Stream]) -> None:
+        """Read a piece of each prompt, and what the speaking streams said last; who has read all says a token."""
+        streams = [*pieces, *speaking]
+        logits = self._logits(streams, [*pieces.values(), *(stream.unread for stream in speaking)])
+        ready = [k for k, one in enumerate(streams) if one not in pieces or len(pieces[one]) == len(one.unread)]
+        tokens = choose_tokens(logits[ready], [streams[k].drawing for k in ready]) if ready else []
+        for stream, piece in pieces.items():
+            assert stream.kept is not None
+            self.stats.computed += len(piece)
+            if len(piece) < len(stream.unread):
+                stream.kept.ids += piece
+                stream.unread = stream.unread[len(piece) :]
+        for k, token in zip(ready, tokens, strict=True):
+            self._say(streams[k], token)
 
     def _begin(self, stream: _Stream) -> None:
         ids, voice = list(stream.request.ids), self._known(stream.request.voice)
@@ -253,32 +282,29 @@ class TransformersEngine:
             stream.kept = self._take(ids, voice, len(ids) + min(stream.left, ROOM))
         stream.unread = ids[len(stream.kept.ids) :]
 
-    def _speak(self, speaking: list[_Stream]) -> None:
-        self._say(speaking, self._logits(speaking, [stream.unread for stream in speaking]))
-
-    def _say(self, streams: list[_Stream], logits: torch.Tensor) -> None:
-        """Give each stream the token that follows what it had unread, which now counts as read: not before, so that a
-        step broken off by Ctrl-C is made again by whoever waits for it."""
-        for stream, token in zip(streams, choose_tokens(logits, [s.drawing for s in streams]), strict=True):
-            assert token.id is not None and stream.kept is not None
-            stream.kept.ids += stream.unread
-            stream.unread, stream.left = [token.id], stream.left - 1
-            if token.id in stream.stops:
-                stream.over = True
-                continue
-            stream.waiting.append(token)
-            self.stats.generated += 1
-            stream.over = stream.over or stream.left < 1
+    def _say(self, stream: _Stream, token: Token) -> None:
+        """Give a stream the token that follows what it had unread, which now counts as read: not before, so that a step
+        broken off by Ctrl-C is made again by whoever waits for it."""
+        assert token.id is not None and stream.kept is not None
+        stream.kept.ids += stream.unread
+        stream.unread, stream.left = [token.id], stream.left - 1
+        if token.id in stream.stops:
+            stream.over = True
+            return
+        stream.waiting.append(token)
+        self.stats.generated += 1
+        stream.over = stream.over or stream.left < 1
 
     # -- the model -------------------------------------------------------------------------------------------------
 
     def _logits(self, streams: list[_Stream], pieces: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(R, V) after the pieces, which are equally long."""
+        """(R, V) after the pieces; of rows with different voices they are equally long."""
         kept = [stream.kept for stream in streams if stream.kept is not None]
         if self._reader is not None:
             rows = [Row(one, ids) for one, ids in zip(kept, pieces, strict=True)]
-            with self._voices([one.voice for one in kept]):
-                return self._reader.read(rows)[:, -1]
+            voices = [one.voice for one in kept]
+            with self._voices(voices if len(set(voices)) > 1 else voices[:1]):
+                return self._reader.read_ends(rows)
         found = []
         for stream, one, ids in zip(streams, kept, pieces, strict=True):
             with torch.no_grad(), self.on.autocast_context(), self._voices([one.voice]):
@@ -332,12 +358,24 @@ class TransformersEngine:
         return kept
 
     def _has_room(self, stream: _Stream) -> bool:
-        """Whether a prompt can be kept beside those that are at work; if not, it waits until one of them ends."""
+        """Whether a prompt can be kept beside those that are at work; if not, it waits until one of them ends. Before
+        anything was read nobody knows."""
+        if not self._bytes_each:
+            return False
         tokens = max(len(stream.request.ids) + min(stream.left, ROOM), GROWTH)
         return self._bytes_in_use() + int(tokens * self._bytes_each) <= self._parked.limit
 
     def _bytes_in_use(self) -> int:
-        return sum(stream.kept.bytes for stream in self._streams if stream.kept is not None)
+        """Of those at work, with what they will take for sure."""
+        at_work = [stream.kept for stream in self._streams if stream.kept is not None]
+        return sum(max(one.bytes, int(one.reserve * self._bytes_each)) for one in at_work)
+
+
+def _begins_as(stream: _Stream, other: _Stream) -> bool:
+    """Whether the other is about to read a beginning that the stream would have to read too."""
+    if other.kept is None or stream.request.voice != other.request.voice:
+        return False
+    return shared_beginning(stream.request.ids, other.request.ids) - len(other.kept.ids) >= WORTH
 
 
 def _count_drop(stats: Stats, on_drop: Callable[[str], None] | None, one: KeysValues) -> None:

@@ -3,6 +3,7 @@
     reader = RowsReader(model, on)
     row = Row(keys_values, [5, 6, 7])         # three tokens to be read after those that `keys_values` holds
     logits = reader.read([row, other], 3)     # (2, 3, V): all rows of one call read as many tokens
+    logits = reader.read_ends([row, longer])  # (2, V): after the last token of each, whatever their lengths
 
 No row is padded to another's length and nothing is copied when a sequence joins or leaves a batch. Grouped queries
 (Ainslie et al. 2023, arXiv 2305.13245) attend without repeating the keys; layers with a sliding window keep all keys
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +23,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AttentionInterface, Cache
 
-from mrp.models.load import Hardware
+from mrp.models.load import Hardware, one_thread
 
 ATTENTION = "mrp_rows"  # its name among transformers' attention functions
 GROWTH = 256  # tokens by which a storage grows
+LITTLE = 2**13  # pairs of query and key up to which a row's attention is too little to be shared out among threads
 
 
 @dataclass
@@ -87,6 +89,7 @@ class _Now(threading.local):
 
     def __init__(self) -> None:
         self.rows: Sequence[Row] = ()
+        self.in_one = False  # rows stand one behind the other in a single sequence
         self.masks: dict[tuple[int, int, int, int | None], torch.Tensor] = {}
 
 
@@ -121,6 +124,7 @@ def _attend(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """(R, T, heads, size) from queries (R, heads, T, size); each row attends to what it keeps, and to its new keys.
+    Of rows that stand in one sequence, (1, sum of T, heads, size).
 
     Rows may share what they keep: each then reads its own new tokens after the same beginning, and overwrites those of
     the row before.
@@ -128,16 +132,19 @@ def _attend(
     del attention_mask
     if more.get("s_aux") is not None:
         raise NotImplementedError("attention sinks")
-    found = []
+    found, at = [], 0
     for number, row in enumerate(_now.rows):
-        start = len(row.kept.ids)
-        end = start + key.shape[2]
-        row.kept.write(module.layer_idx, start, key[number], value[number])
+        start, count = len(row.kept.ids), len(row.ids)
+        end = start + count
+        new = (0, slice(None), slice(at, at + count)) if _now.in_one else (number,)
+        at += count
+        row.kept.write(module.layer_idx, start, key[new], value[new])
         keys, values = row.kept.layers[module.layer_idx]
         first = max(0, start + 1 - sliding_window) if sliding_window else 0
         near = (keys[:, first:end], values[:, first:end])
-        found.append(_attend_row(query[number].to(keys.dtype), *near, start - first, scaling, sliding_window, softcap))
-    return torch.stack(found).to(query.dtype), None
+        with one_thread() if keys.device.type == "cpu" and count * end <= LITTLE else nullcontext():
+            found.append(_attend_row(query[new].to(keys.dtype), *near, start - first, scaling, sliding_window, softcap))
+    return (torch.cat(found)[None] if _now.in_one else torch.stack(found)).to(query.dtype), None
 
 
 def _attend_row(
@@ -195,36 +202,47 @@ class RowsReader:
         count = len(rows[0].ids)
         starts = torch.tensor([[len(row.kept.ids)] for row in rows], device=self.on.device)
         ids = torch.tensor([list(row.ids) for row in rows], device=self.on.device)
-        positions = starts + torch.arange(count, device=self.on.device)
+        return self._run(rows, ids, starts + torch.arange(count, device=self.on.device), logits_to_keep)
+
+    def read_ends(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Logits (R, V) after the last token of each row. Rows that read unequally many go through the model as one
+        sequence, so not one token is computed in vain; a batch whose rows have different voices cannot do that."""
+        if len({len(row.ids) for row in rows}) == 1:
+            return self.read(rows)[:, -1]
+        ids = torch.tensor([[token for row in rows for token in row.ids]], device=self.on.device)
+        at = [k for row in rows for k in range(len(row.kept.ids), len(row.kept.ids) + len(row.ids))]
+        ends = torch.tensor([len(row.ids) for row in rows], device=self.on.device).cumsum(0) - 1
+        return self._run(rows, ids, torch.tensor([at], device=self.on.device), ends, in_one=True)[0]
+
+    def _run(
+        self, rows: Sequence[Row], ids: torch.Tensor, positions: torch.Tensor, keep: Any, in_one: bool = False
+    ) -> torch.Tensor:
         cache = _RowsCache(max(len(row.kept.ids) for row in rows))
-        with torch.no_grad(), self.on.autocast_context(), self._by_rows(rows):
+        with torch.no_grad(), self.on.autocast_context(), self._by_rows(rows, in_one):
             found = self.model(
-                input_ids=ids,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=logits_to_keep,
+                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep
             ).logits
         return torch.as_tensor(found)
 
     @contextmanager
-    def _by_rows(self, rows: Sequence[Row]) -> Iterator[None]:
+    def _by_rows(self, rows: Sequence[Row], in_one: bool) -> Iterator[None]:
         """Within it the model's attention goes by rows; outside it is as it was."""
         before = [config._attn_implementation_internal for config in self._configs]
         try:
             for config in self._configs:
                 config._attn_implementation_internal = ATTENTION
-            _now.rows = rows
+            _now.rows, _now.in_one = rows, in_one
             yield
         finally:
-            _now.rows, _now.masks = (), {}
+            _now.rows, _now.in_one, _now.masks = (), False, {}
             for config, own in zip(self._configs, before, strict=True):
                 config._attn_implementation_internal = own
 
     def fits(self) -> bool:
         """Whether rows give the logits that transformers gives: asked of the model itself, with few tokens.
 
-        Two rows of different lengths, in two pieces. Not so for recurrent layers, attention of its own, and the like.
+        Two rows of different lengths, in two pieces; and two as one sequence. Not so for recurrent layers, attention of
+        its own, and the like.
         """
         vocabulary = self.model.get_input_embeddings().num_embeddings
         first, second = ([(7 * k + add) % vocabulary for k in range(12)] for add in (1, 5))
@@ -239,9 +257,11 @@ class RowsReader:
                 self.read([Row(one, ids)])
                 one.ids += ids
             found = self.read([Row(kept[0], first[11:]), Row(kept[1], second[8:9])])[:, -1].float()
+            again = self.read_ends([Row(kept[0], first[11:]), Row(KeysValues(), second[:9])]).float()
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a model's own code may fail in any way when it is asked for what it cannot do
             return False
         near = 1e-3 if self.on.weights == torch.float32 else 0.3  # of the spread of the logits
-        return all(float((a - b).abs().max()) < near * float(b.std()) for a, b in zip(found, wanted, strict=True))
+        pairs = [*zip(found, wanted, strict=True), *zip(again, wanted, strict=True)]
+        return all(float((a - b).abs().max()) < near * float(b.std()) for a, b in pairs)

@@ -34,7 +34,7 @@ class Parked:
         own = [one for one in reversed(self.kept) if one.voice == voice]
         best, length = None, 0
         for one in [*own, *users]:
-            if (shared := _shared(one.ids, ids[:-1])) > length:
+            if (shared := shared_beginning(one.ids, ids[:-1])) > length:
                 best, length = one, shared
         if best is None:
             return KeysValues(voice)
@@ -54,9 +54,9 @@ class Parked:
         if not one.ids:
             return
         same = [k for k in self.kept if k.voice == one.voice]
-        if any(_shared(k.ids, one.ids) == len(one.ids) for k in same):
+        if any(shared_beginning(k.ids, one.ids) == len(one.ids) for k in same):
             return
-        within = {id(k) for k in same if _shared(k.ids, one.ids) == len(k.ids)}
+        within = {id(k) for k in same if shared_beginning(k.ids, one.ids) == len(k.ids)}
         self.kept = [*(k for k in self.kept if id(k) not in within), one]
         self.make_room(in_use)
 
@@ -76,7 +76,7 @@ class Parked:
         return self.bytes + sum(user.bytes for user in users) + copied <= self.limit
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+def shared_beginning(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences begin with in common."""
     longest = min(len(a), len(b))
     if list(a[:longest]) == list(b[:longest]):

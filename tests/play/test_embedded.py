@@ -138,6 +138,30 @@ def test_streams_share_steps(model: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(rows) < len(PROMPTS) * 40 / 2
 
 
+def test_prompts_are_read_in_one_pass_and_a_shared_beginning_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks at the same moment with the same persona does not read it again."""
+    engine = engine_of(model)
+    said(engine, PROMPTS[0])  # the engine now knows what a token takes
+    persona = [k % 90 + 3 for k in range(40)]
+    prompts = [[*persona, *tail] for tail in ([5, 6, 7], [8, 9], [10], [11, 12, 13, 14])]
+    streams = [engine.stream(Request(ids, GREEDY)) for ids in prompts]
+    passes: list[int] = []
+    forward = model.forward
+
+    def counted(**given: Any) -> Any:
+        passes.append(given["input_ids"].numel())
+        return forward(**given)
+
+    before = engine.stats.computed
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "forward", counted)
+        with ThreadPoolExecutor(len(streams)) as pool:
+            found = list(pool.map(lambda stream: ids_of(list(stream)), streams))
+    assert found == [plain(model, ids) for ids in prompts]
+    assert engine.stats.computed - before <= sum(map(len, prompts)) - 2 * len(persona)
+    assert len(passes) < 2 * len(found[0]) + 4
+
+
 def test_a_long_prompt_does_not_keep_others_waiting(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mrp.play.embedded.PIECE", 50)
     engine = engine_of(model)
@@ -280,7 +304,8 @@ def test_scores_in_pieces_are_the_same(model: Any, monkeypatch: pytest.MonkeyPat
     forward = model.forward
 
     def counted(**given: Any) -> Any:
-        most.append(given["logits_to_keep"] * len(given["input_ids"]))
+        keep = given["logits_to_keep"]
+        most.append((keep if isinstance(keep, int) else len(keep)) * len(given["input_ids"]))
         return forward(**given)
 
     monkeypatch.setattr(model, "forward", counted)
