@@ -116,7 +116,7 @@ def _fault(error: BaseException) -> MrpError:
     from mrp.files import disk_error
 
     if isinstance(error, KeyboardInterrupt):
-        return Stopped("interrupted")
+        return Stopped("interrupted; the same command again does the rest")
     if isinstance(error, OSError) and error.errno:
         error = disk_error(error, Path(error.filename or "a file"))
     if isinstance(error, MrpError):
