@@ -106,7 +106,7 @@ def _old(path: Path) -> Path:
 
 
 def disk_error(error: Exception, path: Path) -> Exception:
-    """`error` as a `SetupError` where it is about the disk (full, read-only, file too long, no permission), else itself."""
+    """`error` as a `SetupError` where it is about the disk (full, read-only, a limit, no permission), else itself."""
     if isinstance(error, MrpError):
         return error
     number = error.errno if isinstance(error, OSError) else None
