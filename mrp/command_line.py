@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import os
 import sys
 import traceback
@@ -72,6 +73,8 @@ def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, deb
         with warnings.catch_warnings():
             if not debug:  # what libraries say to their own developers
                 warnings.filterwarnings("ignore", module=r"(torch|transformers|peft)\b")
+                # PEFT loads bitsandbytes where it is installed, which then misses kernels that mrp never asks for
+                logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             result = work()
     except BrokenPipeError:
         raise  # who read our output has seen enough; typer ends quietly

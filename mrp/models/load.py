@@ -151,8 +151,6 @@ def _torch() -> Any:
 
 def _transformers() -> Any:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # PEFT loads bitsandbytes where it is installed, which then misses a package of its own that a CPU could use
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import transformers
     except ImportError as error:
