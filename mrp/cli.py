@@ -9,6 +9,7 @@ Every command takes --json (the result as the last line of standard output), --d
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,8 @@ def presets_list(report: Reporter) -> Any:
     found = describe_presets()
     width = max(map(len, found), default=0)
     for name, text in found.items():
-        report.result(f"{name:{width}}  {text}")
+        lines = textwrap.wrap(text, 78 - width, break_on_hyphens=False)
+        report.result(f"{name:{width}}  " + f"\n{'':{width + 2}}".join(lines))
     return found
 
 
@@ -139,6 +141,8 @@ def train_command(
     if os.environ.get("RANK", "0") == "0":
         warn_if_too_large(loaded, report)
     record = train(loaded, order=order, resume=resume, restart=restart, strategy=strategy, report=report)
+    if os.environ.get("RANK", "0") == "0":
+        report.line(f"next: `mrp run {run}` does what is left: merging, measuring, a question to everybody")
     return {"measures": record["measures"], "order": record["order"]}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import os
 import sys
 import traceback
@@ -72,6 +73,8 @@ def _finish(work: Callable[[], Any], report: ConsoleReporter, as_json: bool, deb
         with warnings.catch_warnings():
             if not debug:  # what libraries say to their own developers
                 warnings.filterwarnings("ignore", module=r"(torch|transformers|peft)\b")
+                # PEFT loads bitsandbytes where it is installed, which then misses kernels that mrp never asks for
+                logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             result = work()
     except BrokenPipeError:
         raise  # who read our output has seen enough; typer ends quietly
@@ -116,7 +119,7 @@ def _fault(error: BaseException) -> MrpError:
     from mrp.files import disk_error
 
     if isinstance(error, KeyboardInterrupt):
-        return Stopped("interrupted")
+        return Stopped("interrupted; the same command again does the rest")
     if isinstance(error, OSError) and error.errno:
         error = disk_error(error, Path(error.filename or "a file"))
     if isinstance(error, MrpError):

@@ -106,7 +106,7 @@ def _old(path: Path) -> Path:
 
 
 def disk_error(error: Exception, path: Path) -> Exception:
-    """`error` as a `SetupError` where it is about the disk (full, read-only, no permission), else itself."""
+    """`error` as a `SetupError` where it is about the disk (full, read-only, a limit, no permission), else itself."""
     if isinstance(error, MrpError):
         return error
     number = error.errno if isinstance(error, OSError) else None
@@ -117,6 +117,9 @@ def disk_error(error: Exception, path: Path) -> Exception:
             str(path),
             "free some space, then run the command again",
         )
+    if number == errno.EFBIG:
+        what = f"{path.name} is longer than a file may be here (`ulimit -f`, or the kind of the disk)"
+        return SetupError(what, str(path), "raise the limit, or choose a folder on another disk")
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return SetupError(
             f"cannot write {path.name}: {os.strerror(number)}", str(path), "choose a folder that you may write to"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Timer
 from typing import Any, Protocol
 
 
@@ -92,16 +93,24 @@ class ConsoleReporter(Reporter):
             with self._live(label, total, unit) as update:
                 yield update
         else:
-            yield _Lines(self, label, total, unit)
+            lines = _Lines(self, label, total, unit)
+            first = Timer(max(self.seconds_between_lines, 1), lines.tell_start)
+            first.daemon = True
+            first.start()
+            try:
+                yield lines
+            finally:
+                first.cancel()
 
     @contextmanager
     def _live(self, label: str, total: float, unit: str) -> Iterator[Progress]:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
+        bar_width = 24 if self.err.width >= 110 else 8
         columns = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width),
             TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[shown]}"),
@@ -112,17 +121,23 @@ class ConsoleReporter(Reporter):
 
             def update(done: float, **shown: object) -> None:
                 amount = _amount_text(done, total, unit, time.monotonic() - start)
-                bar.update(task, completed=done, amount=amount, shown=_shown_text(shown))
+                # what is left after the time to go (7 wide) and four blanks; more would squeeze bar and time to nothing
+                room = self.err.width - len(label) - bar_width - len(amount) - 11
+                bar.update(task, completed=done, amount=amount, shown=_shown_text(shown, room))
 
             yield update
 
 
 class _Lines:
-    """Progress as plain lines, for logs: the first after `seconds_between_lines`."""
+    """Progress as plain lines, for logs: the first after `seconds_between_lines`, though nothing be done by then."""
 
     def __init__(self, reporter: ConsoleReporter, label: str, total: float, unit: str) -> None:
         self.reporter, self.label, self.total, self.unit = reporter, label, total, unit
         self.start = self.last = time.monotonic()
+
+    def tell_start(self) -> None:
+        if self.last == self.start:
+            self.reporter.err.print(f"{self.label}: {_amount_text(0, self.total, self.unit, 0)}")
 
     def __call__(self, done: float, **shown: object) -> None:
         now = time.monotonic()
@@ -144,8 +159,15 @@ def _amount_text(done: float, total: float, unit: str, seconds: float) -> str:
     return f"{done:,.0f}/{total:,.0f} {unit}, {rate:,.4g}/s"
 
 
-def _shown_text(shown: dict[str, object]) -> str:
-    return "  ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
+def _shown_text(shown: dict[str, object], room: int | None = None) -> str:
+    """The values behind their names; the last ones are left out where `room` (columns) is short."""
+    text = ""
+    for key, value in shown.items():
+        more = f"{'  ' if text else ''}{key.replace('_', ' ')} {value}"
+        if room is not None and len(text) + len(more) > room:
+            break
+        text += more
+    return text
 
 
 def duration_text(seconds: float) -> str:

@@ -200,9 +200,10 @@ def test_order_is_told_by_a_flag(project: Path) -> None:
     [
         (InputError("bad", "here:1", "mend it"), 2, "error: bad\n  where: here:1\n  fix:   mend it\n"),
         (OSError(28, "No space left on device", "big"), 2, "error: no space left on the disk while writing big"),
+        (OSError(27, "File too large"), 2, "error: a file is longer than a file may be here"),
         (PermissionError(13, "Permission denied", "mine"), 2, "error: cannot write mine"),
         (ZeroDivisionError("x"), 1, "error: ZeroDivisionError: x\n  fix:   this is a fault of mrp"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command again does the rest\n"),
         (Stopped("stopped", "there", "mrp run x"), 130, "stopped\n  where: there\n  fix:   mrp run x\n"),
     ],
 )
