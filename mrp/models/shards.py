@@ -26,6 +26,7 @@ from mrp.files import read_json, write_json
 from mrp.models.bases import MAX_HEADER_BYTES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ASKED_BYTES = 2**20
 PIECE_BYTES = 4 * 2**20  # what fits a core's cache is added, rounded and measured fastest
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # what can be added to
@@ -160,7 +161,8 @@ def read_ahead(tensor: StoredTensor) -> None:
     """Ask the system to fetch a tensor while something else is computed (where it can be asked)."""
     if hasattr(os, "posix_fadvise") and tensor.path.is_file():
         with tensor.path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), tensor.start, tensor.nbytes, os.POSIX_FADV_WILLNEED)
+            for at in range(tensor.start, tensor.start + tensor.nbytes, ASKED_BYTES):  # Linux cuts longer wishes
+                os.posix_fadvise(file.fileno(), at, ASKED_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def read_rows(tensor: StoredTensor, first: int, end: int) -> torch.Tensor:
@@ -254,7 +256,7 @@ def write_shards(
         waiting: Future[None] | None = None
         for shard in shards:
             with (folder / shard.name).open("wb") as file:
-                file.write(_header(shard))
+                file.write(header_bytes(shard))
                 for tensor, following in zip(shard.tensors, (*shard.tensors[1:], None), strict=True):
                     if following:
                         read_ahead(following)
@@ -267,21 +269,29 @@ def write_shards(
                     total += written
             if waiting:
                 waiting.result()
-            waiting = disk.submit(_to_disk, folder / shard.name)
+            waiting = disk.submit(to_disk, folder / shard.name)
         if waiting:
             waiting.result()
+    write_index(folder, shards)
+
+
+def write_index(folder: Path, shards: list[Shard]) -> None:
+    """Write which file holds which tensor, where there are several."""
     if len(shards) > 1:
         places = {t.name: shard.name for shard in shards for t in shard.tensors}
+        total = sum(shard.data_bytes for shard in shards)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         write_json(folder / INDEX, index)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _header(shard: Shard) -> bytes:
+def header_bytes(shard: Shard) -> bytes:
+    """What a file begins with: the length of its table, and the table."""
     entries = ['"__metadata__":{"format":"pt"}']
     at = 0
     for tensor in shard.tensors:
