@@ -137,15 +137,15 @@ class Fold:
         self.step = 1 if self.numbers <= MEASURED_WHOLE else SAMPLE_STEP
 
     def block(
-        self, first: int, end: int, stored: torch.Tensor | None = None
+        self, first: int, end: int, stored: torch.Tensor | None = None, into: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, Rounding]:
         """(the exact numbers, the rounded ones, what rounding did); `stored`, the rows in float32 where they have been
-        read already, is overwritten. Raises `InputError` for what is not finite."""
+        read already, is overwritten; `into` is a place for the rounded. Raises `InputError` for what is not finite."""
         stored = self.blocks.stored(first, end) if stored is None else stored
         exact, added = self.blocks.add(stored, first, end, self.step)
         if self.change.before:
             added = _beyond(exact, self.change.before, first)[:: self.step]
-        rounded = exact.to(self.tensor.torch_dtype)
+        rounded = exact.to(self.tensor.torch_dtype) if into is None else into.copy_(exact)
         # Rounding keeps order, so if the outermost numbers are finite, all are (aminmax hands on NaN).
         if not torch.isfinite(torch.stack(torch.aminmax(rounded))).all():
             raise _not_finite(self.tensor, self.change.source, first, end)

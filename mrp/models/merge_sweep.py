@@ -13,6 +13,7 @@ What stands in the files afterwards is compared by merge_stream.py: a row of eve
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,6 +66,7 @@ class _Sweep:
     def __init__(self, plan: MergePlan, files: ShardFiles, folding: Folding, pool: ThreadPoolExecutor) -> None:
         self.tensors = {t.name: t for t in plan.tensors}
         self.files, self.folding, self.pool = files, folding, pool
+        self.scratch = _Scratch()
         self.written: set[str] = set()
         self.linears: list[_Linear] = []  # in the order of the modules, which is that of the computation
 
@@ -96,6 +98,20 @@ class _Sweep:
         """A vector in float32: its exact numbers, and those that are written."""
         exact = Blocks(change).sum(0, change.source.shape[0])[0]
         return exact.view(-1), exact.to(self.tensors[name].torch_dtype).float().view(-1)
+
+
+class _Scratch(threading.local):
+    """Memory of one thread that is used again for block after block: fresh pages cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def take(self, purpose: str, dtype: torch.dtype, rows: int, columns: int) -> torch.Tensor:
+        """(rows, columns), with the numbers of an earlier block."""
+        kept = self.kept.get((purpose, dtype))
+        if kept is None or len(kept) < rows * columns:
+            kept = self.kept[purpose, dtype] = torch.empty(rows * columns, dtype=dtype)
+        return kept[: rows * columns].view(rows, columns)
 
 
 class _Linear:
@@ -133,14 +149,16 @@ class _Linear:
         self, fold: Fold, x: torch.Tensor, low: torch.Tensor | None, first: int, end: int
     ) -> tuple[torch.Tensor, Rounding | None]:
         blocks, third = fold.blocks, len(x) // 3
-        raw = read_rows(fold.change.source, first, end)
-        stored = raw.float()  # (rows, columns)
+        source, shape, scratch = fold.change.source, (end - first, x.shape[1]), self.sweep.scratch
+        raw = read_rows(source, first, end, scratch.take("raw", source.torch_dtype, *shape))
+        stored = scratch.take("stored", torch.float32, *shape).copy_(raw)  # (rows, columns)
         if not self.is_changed:
             if self.is_own:
                 self._put(raw, first)
             return x @ stored.T, None
         before = x[: 2 * third] @ stored.T
-        exact, rounded, measured = fold.block(first, end, stored)
+        place = scratch.take("rounded", self.tensor.torch_dtype, *shape)
+        exact, rounded, measured = fold.block(first, end, stored, place)
         if blocks.magnitude is not None:
             before[:third] = x[:third] @ exact.T
         elif low is not None and blocks.left is not None:

@@ -28,6 +28,7 @@ class ShardFiles:
         self.folder, self.shards, self.tick = folder, shards, tick
         self.places: dict[str, tuple[Path, int]] = {}  # of each tensor: its file, where it begins
         self.missing: dict[Path, int] = {}  # bytes
+        self.writing: dict[Path, Lock] = {}  # the system lets one in at a time, and the others burn its time waiting
         self.written, self.lock = 0, Lock()
         self.disk, self.waiting = ThreadPoolExecutor(1), list[Future[None]]()
         for shard in shards:
@@ -37,6 +38,7 @@ class ShardFiles:
                 self.places[tensor.name] = path, at
                 at += tensor.nbytes
             self.missing[path] = shard.data_bytes
+            self.writing[path] = Lock()
             with path.open("wb") as file:
                 file.write(header)
                 file.truncate(at)
@@ -44,7 +46,7 @@ class ShardFiles:
     def put(self, name: str, at: int, piece: Piece) -> None:
         """Write bytes of a tensor, from its byte `at` on. May be called from several threads at once."""
         path, start = self.places[name]
-        with path.open("rb+", buffering=0) as file:
+        with self.writing[path], path.open("rb+", buffering=0) as file:
             file.seek(start + at)
             left = memoryview(piece)
             while left:

@@ -165,16 +165,20 @@ def read_ahead(tensor: StoredTensor) -> None:
                 os.posix_fadvise(file.fileno(), at, ASKED_BYTES, os.POSIX_FADV_WILLNEED)
 
 
-def read_rows(tensor: StoredTensor, first: int, end: int) -> torch.Tensor:
-    """Rows `first` to `end` of a matrix as stored; a vector counts as a matrix of one column."""
+def read_rows(tensor: StoredTensor, first: int, end: int, into: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows `first` to `end` of a matrix as stored; a vector counts as a matrix of one column. `into` is memory of the
+    same shape and format to read them to."""
     columns = columns_of(tensor)
     row_bytes = columns * ITEM_BYTES[tensor.dtype]
-    data = bytearray((end - first) * row_bytes)
-    with tensor.path.open("rb") as file:
+    data = memoryview(bytearray((end - first) * row_bytes)) if into is None else as_piece(into)
+    with tensor.path.open("rb", buffering=0) as file:
         file.seek(tensor.start + first * row_bytes)
-        if file.readinto(data) != len(data):
-            raise InputError(f"the file is cut off within {tensor.name}", tensor.where, "copy the file anew")
-    return torch.frombuffer(data, dtype=tensor.torch_dtype).view(end - first, columns)
+        done = 0
+        while count := file.readinto(data[done:]):
+            done += count
+    if done != len(data):
+        raise InputError(f"the file is cut off within {tensor.name}", tensor.where, "copy the file anew")
+    return torch.frombuffer(data, dtype=tensor.torch_dtype).view(end - first, columns) if into is None else into
 
 
 def read_matrix(tensor: StoredTensor) -> torch.Tensor:
