@@ -19,7 +19,7 @@ import torch
 from mrp.models.adapter_file import skeleton
 from mrp.models.merge_numbers import Blocks
 from mrp.models.merge_plan import Change, MergePlan
-from mrp.models.shards import StoredTensor, read_ahead, read_rows, read_weights, row_blocks
+from mrp.models.shards import StoredTensor, read_ahead, read_matrix, read_rows, read_weights, row_blocks
 
 TOKENS = 16  # of each probe
 PLACE_BYTES = 64 * 2**10
@@ -57,14 +57,29 @@ def sampled_weights(base: Path, plan: MergePlan, after: dict[str, StoredTensor])
 def _row_error(change: Change, new: StoredTensor) -> float:
     """Of a row in each block that a merge writes, so that no block can be missing or stand elsewhere."""
     form = torch.finfo(new.torch_dtype)
-    blocks, largest = Blocks(change), torch.zeros(())
-    for first, end in row_blocks(new):
-        row = (first + end) // 2
-        exact, added = blocks.sum(row, row + 1)
-        slack = added.abs().max() * 2**-14 + form.smallest_normal * form.eps + 1e-37
-        error = (read_rows(new, row, row + 1).float() - exact).abs()
-        largest = torch.maximum(largest, (error / (exact.abs() * (form.eps / 2) + slack)).max())
-    return float(largest)
+    rows = [(first + end) // 2 for first, end in row_blocks(new)]
+    exact, added = _exact_rows(change, rows)
+    slack = added.abs().max(1, keepdim=True).values * 2**-14 + form.smallest_normal * form.eps + 1e-37
+    error = (_rows_of(new, rows) - exact).abs()
+    return float((error / (exact.abs() * (form.eps / 2) + slack)).max())  # torch's max hands on nan
+
+
+def _exact_rows(change: Change, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns) in float32, and what was added to the source: from the adapters' own matrices and scales, not by
+    what the merge multiplies with (merge_numbers.Blocks)."""
+    stored = _rows_of(change.source, rows)
+    exact = stored.clone()
+    for weight, pair in change.addends:
+        a, b = pair.factors()
+        delta = a[:, rows].T @ b.T if pair.is_embedding else b[rows] @ a
+        exact += weight * pair.scale * delta
+        if pair.magnitude:
+            exact *= read_matrix(pair.magnitude)[rows] / torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+    return exact, exact - stored
+
+
+def _rows_of(tensor: StoredTensor, rows: list[int]) -> torch.Tensor:
+    return torch.cat([read_rows(tensor, row, row + 1) for row in rows]).float()
 
 
 def _same_places(one: StoredTensor, other: StoredTensor) -> bool:
