@@ -19,7 +19,8 @@ import torch
 from mrp.models.adapter_file import skeleton
 from mrp.models.merge_numbers import Blocks
 from mrp.models.merge_plan import Change, MergePlan
-from mrp.models.shards import StoredTensor, read_ahead, read_matrix, read_rows, read_weights, row_blocks
+from mrp.models.page_cache import read_ahead
+from mrp.models.shards import StoredTensor, read_matrix, read_rows, read_weights, row_blocks
 
 TOKENS = 16  # of each probe
 PLACE_BYTES = 64 * 2**10
@@ -199,7 +200,7 @@ class _Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         blocks, source, parts = Blocks(self.change), self.change.source, []
-        read_ahead(source)
+        read_ahead(source.path, source.start, source.nbytes)
         low = None if blocks.right is None else x[: self.half] @ blocks.right.T  # (half, T, ranks)
         for first, end in row_blocks(source):
             rows = read_rows(source, first, end).float()

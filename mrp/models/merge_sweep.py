@@ -24,8 +24,9 @@ import torch
 from mrp.models.merge_numbers import MAX_WORKERS, Blocks, Fold, Folding, Rounding
 from mrp.models.merge_plan import Change, MergePlan
 from mrp.models.merge_stream import padded, streaming
+from mrp.models.page_cache import let_go, read_ahead, stays_in_memory
 from mrp.models.shard_files import ShardFiles
-from mrp.models.shards import Shard, as_piece, read_ahead, read_rows, row_blocks
+from mrp.models.shards import Shard, as_piece, read_rows, row_blocks
 
 Logits = list[torch.Tensor]  # (T, V) of each probe, float32
 
@@ -44,7 +45,8 @@ def sweep(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # which new threads take over: a block belongs to one of them (see merge_numbers.py)
     try:
-        with ShardFiles(part, shards, tick) as files, ThreadPoolExecutor(min(threads, MAX_WORKERS)) as pool:
+        keep = stays_in_memory(2 * sum(shard.data_bytes for shard in shards))
+        with ShardFiles(part, shards, tick, keep) as files, ThreadPoolExecutor(min(threads, MAX_WORKERS)) as pool:
             work = _Sweep(plan, files, folding, pool)
             model = streaming(base, plan, work.linear, work.embedding, work.other)
             batch = padded(probes)  # (B, T)
@@ -138,6 +140,8 @@ class _Linear:
                 one.cancel()
         if self.is_own:
             self._note(fold, rounded)
+        if not self.sweep.files.keep:
+            let_go(self.change.source.path, self.change.source.start, self.change.source.nbytes)
         y = torch.cat(parts, -1)
         if self.bias is not None:
             exact, written = self.bias
@@ -183,7 +187,8 @@ class _Linear:
     def _read_ahead(self) -> None:
         at = self.sweep.linears.index(self) + 1
         if at < len(self.sweep.linears):
-            read_ahead(self.sweep.linears[at].change.source)
+            source = self.sweep.linears[at].change.source
+            read_ahead(source.path, source.start, source.nbytes)
 
 
 class _Embedding:

@@ -15,19 +15,26 @@ from pathlib import Path
 from threading import Lock
 from types import TracebackType
 
+from mrp.models.page_cache import let_go
 from mrp.models.shards import Piece, Shard, header_bytes, to_disk, write_index
+
+FLUSH_BYTES = 256 * 2**20
 
 
 class ShardFiles:
     """Files that are there at their full length, and on the disk when the block ends well.
 
-    `tick` is told the bytes written so far. A file is handed to the disk as soon as all its bytes have come.
+    `tick` is told the bytes written so far. A thread beside hands them to the disk, `FLUSH_BYTES` at a time, so that
+    it works from the beginning; without `keep` they then leave the memory.
     """
 
-    def __init__(self, folder: Path, shards: list[Shard], tick: Callable[[int], None] = lambda _: None) -> None:
-        self.folder, self.shards, self.tick = folder, shards, tick
+    def __init__(
+        self, folder: Path, shards: list[Shard], tick: Callable[[int], None] = lambda _: None, keep: bool = True
+    ) -> None:
+        self.folder, self.shards, self.tick, self.keep = folder, shards, tick, keep
         self.places: dict[str, tuple[Path, int]] = {}  # of each tensor: its file, where it begins
         self.missing: dict[Path, int] = {}  # bytes
+        self.unflushed: dict[Path, int] = {}
         self.writing: dict[Path, Lock] = {}  # the system lets one in at a time, and the others burn its time waiting
         self.written, self.lock = 0, Lock()
         self.disk, self.waiting = ThreadPoolExecutor(1), list[Future[None]]()
@@ -37,7 +44,7 @@ class ShardFiles:
             for tensor in shard.tensors:
                 self.places[tensor.name] = path, at
                 at += tensor.nbytes
-            self.missing[path] = shard.data_bytes
+            self.missing[path], self.unflushed[path] = shard.data_bytes, 0
             self.writing[path] = Lock()
             with path.open("wb") as file:
                 file.write(header)
@@ -55,8 +62,10 @@ class ShardFiles:
             self.written += len(piece)
             self.missing[path] -= len(piece)
             self.tick(self.written)
-            if not self.missing[path]:
-                self.waiting.append(self.disk.submit(to_disk, path))
+            self.unflushed[path] += len(piece)
+            if not self.missing[path] or self.unflushed[path] >= FLUSH_BYTES:
+                self.unflushed[path] = 0
+                self.waiting.append(self.disk.submit(self._flush, path))
 
     def write(self, name: str, pieces: Iterable[Piece]) -> None:
         """Write a whole tensor."""
@@ -64,6 +73,11 @@ class ShardFiles:
         for piece in pieces:
             self.put(name, at, piece)
             at += len(piece)
+
+    def _flush(self, path: Path) -> None:
+        to_disk(path)
+        if not self.keep:
+            let_go(path)
 
     def __enter__(self) -> ShardFiles:
         return self

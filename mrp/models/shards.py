@@ -24,9 +24,9 @@ import torch
 from mrp.errors import InputError, MrpError, raise_all
 from mrp.files import read_json, write_json
 from mrp.models.bases import MAX_HEADER_BYTES
+from mrp.models.page_cache import read_ahead
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ASKED_BYTES = 2**20
 PIECE_BYTES = 4 * 2**20  # what fits a core's cache is added, rounded and measured fastest
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # what can be added to
@@ -157,14 +157,6 @@ def raw_pieces(tensor: StoredTensor) -> Iterator[bytes]:
             yield piece
 
 
-def read_ahead(tensor: StoredTensor) -> None:
-    """Ask the system to fetch a tensor while something else is computed (where it can be asked)."""
-    if hasattr(os, "posix_fadvise") and tensor.path.is_file():
-        with tensor.path.open("rb") as file:
-            for at in range(tensor.start, tensor.start + tensor.nbytes, ASKED_BYTES):  # Linux cuts longer wishes
-                os.posix_fadvise(file.fileno(), at, ASKED_BYTES, os.POSIX_FADV_WILLNEED)
-
-
 def read_rows(tensor: StoredTensor, first: int, end: int, into: torch.Tensor | None = None) -> torch.Tensor:
     """Rows `first` to `end` of a matrix as stored; a vector counts as a matrix of one column. `into` is memory of the
     same shape and format to read them to."""
@@ -263,7 +255,7 @@ def write_shards(
                 file.write(header_bytes(shard))
                 for tensor, following in zip(shard.tensors, (*shard.tensors[1:], None), strict=True):
                     if following:
-                        read_ahead(following)
+                        read_ahead(following.path, following.start, following.nbytes)
                     written = 0
                     for piece in pieces(tensor):
                         file.write(piece)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mrp.errors import InputError, MrpError, SetupError
-from mrp.models import merge_check, merge_probes, merge_sweep, shards
+from mrp.models import merge_check, merge_probes, merge_sweep, page_cache, shard_files, shards
 from mrp.models.merge import MERGE_RECORD, merge
 from mrp.models.merge_numbers import Blocks, Folding
 from mrp.models.merge_plan import MergePlan, plan_merge
@@ -48,7 +48,7 @@ def adapter(made: dict[bool, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def swept(monkeypatch: pytest.MonkeyPatch) -> None:
+def _swept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model counts as large."""
     monkeypatch.setattr(merge_check, "LARGE_BYTES", 0)
 
@@ -122,8 +122,9 @@ def says(base: Path, adapters: list[tuple[Path, float]], merged: Path) -> list[l
     return [expected, without, merge_probes.logits_of(merge_probes.load_merged(merged, FP32), PROBES)]
 
 
+@pytest.mark.usefixtures("_swept")
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=["bf16", "fp16", "fp32"])
-def test_biases_and_all_formats_go_through_the_sweep(tmp_path: Path, dtype: torch.dtype, swept: None) -> None:
+def test_biases_and_all_formats_go_through_the_sweep(tmp_path: Path, dtype: torch.dtype) -> None:
     """Qwen2 has biases on q, k and v."""
     config = transformers.Qwen2Config(
         vocab_size=258,
@@ -156,8 +157,9 @@ def test_biases_and_all_formats_go_through_the_sweep(tmp_path: Path, dtype: torc
         assert found[key] == pytest.approx(themselves[key], rel=0.05, abs=1e-6)
 
 
+@pytest.mark.usefixtures("_swept")
 def test_check_of_the_sweep_and_check_of_the_folder_say_the_same(
-    made: dict[bool, Path], adapter: Path, tmp_path: Path, swept: None
+    made: dict[bool, Path], adapter: Path, tmp_path: Path
 ) -> None:
     swept_says = merge(made[True], adapter, tmp_path / "out", probes=PROBES)["verification"]
     folder_says = merge_check.verify(made[True], adapter, tmp_path / "out", PROBES)
@@ -214,13 +216,13 @@ def nan_in_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     spoiled_put(monkeypatch, spoil)
 
 
+@pytest.mark.usefixtures("_swept")
 @pytest.mark.parametrize("plant", [twice_the_scale, a_block_of_zeros, two_blocks_changed_over, nan_in_a_block])
 def test_fault_in_one_layer_is_found(
     made: dict[bool, Path],
     adapter: Path,
     tmp_path: Path,
     plant: Callable[[pytest.MonkeyPatch], None],
-    swept: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shards, "PIECE_BYTES", THREE_ROWS)
@@ -231,7 +233,8 @@ def test_fault_in_one_layer_is_found(
     assert not (tmp_path / "out").exists()
 
 
-def test_nan_of_the_base_is_named_and_nothing_is_left(tmp_path: Path, adapter: Path, swept: None) -> None:
+@pytest.mark.usefixtures("_swept")
+def test_nan_of_the_base_is_named_and_nothing_is_left(tmp_path: Path, adapter: Path) -> None:
     base = make_base(tmp_path / "base")
 
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
@@ -243,15 +246,16 @@ def test_nan_of_the_base_is_named_and_nothing_is_left(tmp_path: Path, adapter: P
     assert {p.name for p in tmp_path.iterdir()} == {"base"}
 
 
+@pytest.mark.usefixtures("_swept")
 def test_full_disk_in_the_sweep_leaves_the_old_merge(
-    made: dict[bool, Path], adapter: Path, tmp_path: Path, swept: None, monkeypatch: pytest.MonkeyPatch
+    made: dict[bool, Path], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     merge(made[True], adapter, out, probes=PROBES)
     before = contents(out)
     other = make_adapter(tmp_path / "other", made[True], r=2)
 
-    def full(put: Put, files: ShardFiles, name: str, at: int, piece: Any) -> None:
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     spoiled_put(monkeypatch, full)
@@ -277,6 +281,27 @@ def test_files_written_in_any_order_are_those_written_in_order(made: dict[bool, 
             files.put(tensor.name, half, data[half:])
             files.put(tensor.name, 0, data[:half])
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
+
+
+def test_letting_go_of_pages_changes_no_byte(
+    made: dict[bool, Path], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[Path] = []
+
+    def seen(path: Path, start: int = 0, count: int = 0) -> None:
+        gone.append(path)
+        page_cache.let_go(path, start, count)
+
+    monkeypatch.setattr(merge_check, "LARGE_BYTES", 0)
+    merge(made[True], adapter, tmp_path / "kept", probes=PROBES)
+    for module in (shard_files, merge_sweep):
+        monkeypatch.setattr(module, "let_go", seen)
+    monkeypatch.setattr(shard_files, "FLUSH_BYTES", 1000)
+    monkeypatch.setattr(merge_sweep, "stays_in_memory", lambda _: False)
+    merge(made[True], adapter, tmp_path / "gone", probes=PROBES)
+    assert contents(tmp_path / "kept") == contents(tmp_path / "gone")
+    assert {p.parent.name == "tied-True" for p in gone} == {True, False}  # pages of the base, and of the new files
+    assert page_cache.stays_in_memory(0) and not page_cache.stays_in_memory(2**60)
 
 
 def test_bytes_that_nobody_wrote_are_noticed(made: dict[bool, Path], tmp_path: Path) -> None:
