@@ -5,7 +5,8 @@
 
 A random checkpoint in bf16 (8 files, shape of Mistral-7B: 7.2 billion weights, 14.5 GB) gets a rank-64 adapter on all
 linear layers. Each round copies the files plainly (and waits until they are on the disk), deletes the copy, then merges
-in a process of its own, whose peak of resident memory is what the system says. Merging and checking are told apart.
+and checks in a process of its own, whose peak of resident memory is what the system says; the next round the other way
+round. Python's imports are not counted. The last line is JSON, with the medians.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -29,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--merge-only", action="store_true", help="one merge of what is there (used by the script)")
     options = parser.parse_args()
     place = options.folder / "merge-benchmark"
@@ -38,28 +40,52 @@ def main() -> None:
         return
     shutil.rmtree(place, ignore_errors=True)
     try:
+        import torch
+
         count = _make(place, options.layers)
         print(f"made {count / 1e9:.2f} GB", flush=True)
-        for _ in range(options.rounds):
-            copy_s = _copy(place)
-            print(f"plain copy {copy_s:.1f} s, {count / copy_s / 1e6:.0f} MB/s", flush=True)
-            command = [sys.executable, __file__, str(options.folder), "--merge-only"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
-            found = json.loads(done.stdout.splitlines()[-1])
-            print(
-                f"merge {found['write_s']:.1f} s ({found['write_s'] / copy_s:.2f} x the copy), "
-                f"check {found['check_s']:.1f} s, "
-                f"peak {found['peak_gib']:.2f} GiB resident: {found['verification']}",
-                flush=True,
-            )
-            shutil.rmtree(place / "out", ignore_errors=True)
+        rounds = [_round(options.folder, place, k) for k in range(options.rounds)]
+        middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        print(f"medians of {len(rounds)}: {_told(middle)}")
+        print(json.dumps({"bytes": count, "threads": torch.get_num_threads(), **middle}))
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def _round(folder: Path, place: Path, k: int) -> dict[str, float]:
+    """One copy and one merge; in every other round the merge goes first, since the first may find less in memory."""
+    sides = [lambda: _copy(place), lambda: _merge_alone(folder, place)]
+    found: dict[str, float] = {}
+    for side in sides if k % 2 == 0 else sides[::-1]:
+        found |= side()
+    found["ratio"] = (found["write_s"] + found["check_s"]) / found["copy_s"]
+    found["write_ratio"] = found["write_s"] / found["copy_s"]
+    print(f"{_told(found)}, load {os.getloadavg()[0]:.1f}", flush=True)
+    return found
+
+
+def _told(found: dict[str, float]) -> str:
+    return (
+        f"plain copy {found['copy_s']:.1f} s (CPU {found['copy_cpu_s']:.1f}); merge and check "
+        f"{found['write_s'] + found['check_s']:.1f} s (CPU {found['cpu_s']:.1f}), {found['ratio']:.2f} times the copy, "
+        f"of it comparing the files {found['check_s']:.1f} s; peak {found['peak_gib']:.2f} GiB resident"
+    )
+
+
+def _merge_alone(folder: Path, place: Path) -> dict[str, float]:
+    """A merge in a process of its own."""
+    command = [sys.executable, __file__, str(folder), "--merge-only"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    shutil.rmtree(place / "out", ignore_errors=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {found.pop('verification')}\n  {found.pop('rounding')}")
+    return dict(found)
+
+
 def _merge(place: Path) -> dict[str, Any]:
+    """Seconds until the files are written (the probes' passes are made meanwhile), and until they are compared."""
     from mrp.models.merge import merge
     from mrp.report import Reporter
 
@@ -70,31 +96,32 @@ def _merge(place: Path) -> dict[str, Any]:
             if str(text).startswith("checking"):
                 marks.append(time.perf_counter())
 
-    start = time.perf_counter()
+    start, before = time.perf_counter(), time.process_time()
     record = merge(place / "base", place / "adapter", place / "out", max_shard_size="2GB", report=Clock())
-    end = time.perf_counter()
+    end, after = time.perf_counter(), time.process_time()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30  # Linux counts kibibytes
     return {
         "write_s": marks[0] - start,
         "check_s": end - marks[0],
+        "cpu_s": after - before,
         "peak_gib": peak,
         "rounding": record["rounding"],
         "verification": record["verification"],
     }
 
 
-def _copy(place: Path) -> float:
+def _copy(place: Path) -> dict[str, float]:
     """Seconds to copy the base's weights, down to the disk."""
     copy = place / "copy"
     copy.mkdir()
-    start = time.perf_counter()
+    start, before = time.perf_counter(), time.process_time()
     for path in sorted((place / "base").glob("*.safetensors")):
         shutil.copyfile(path, copy / path.name)
         with (copy / path.name).open("rb+") as file:
             os.fsync(file.fileno())
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - before
     shutil.rmtree(copy)
-    return seconds
+    return {"copy_s": seconds, "copy_cpu_s": cpu}
 
 
 # -- the model and the adapter -------------------------------------------------------------------------------------

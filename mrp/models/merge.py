@@ -22,7 +22,7 @@ from mrp.config import KEPT_CAST_FILE, KEPT_RUN_FILE, RUN_FILE, Run, cast_text, 
 from mrp.errors import InputError, MrpError
 from mrp.files import folder_lock, need_space, read_json, replacing, replacing_folder, size_text
 from mrp.models.bases import check_base_folder, find_base, model_identity
-from mrp.models.merge_check import verify
+from mrp.models.merge_check import Passes, is_large, short_probes, verify
 from mrp.models.merge_folder import (
     MERGE_RECORD,
     RECORD_FORMAT,
@@ -36,7 +36,9 @@ from mrp.models.merge_folder import (
 )
 from mrp.models.merge_numbers import Folding
 from mrp.models.merge_plan import MergePlan, Weighted, check_weights, parse_adapter, plan_merge, weighted
+from mrp.models.merge_probes import default_probes
 from mrp.models.merge_shift import quantised_shift
+from mrp.models.merge_sweep import sweep
 from mrp.models.model_card import write_card
 from mrp.models.shards import Shard, plan_shards, read_weights, same_bytes, shard_bytes, write_shards
 from mrp.report import SILENT, Reporter
@@ -77,10 +79,11 @@ def merge(
     plan = plan_merge(base, weights, pairs)
     folding = Folding(plan.changes)
     with replacing_folder(out) as part:
-        shards = _write_model(base, plan, part, limit, folding, report)
+        asked = short_probes(probes or default_probes(base)) if is_large(base, plan) else None
+        shards, passes = _write_model(base, plan, part, limit, folding, report, asked)
         settle_config(part, plan)
         report.line(f"checking the merged model against base + {'adapter' if len(pairs) == 1 else 'adapters'}")
-        checked = verify(base, pairs, part, probes, plan)
+        checked = verify(base, pairs, part, probes, plan, passes)
         record = {
             "format": RECORD_FORMAT,
             "inputs": inputs,
@@ -112,7 +115,7 @@ def reshard(model: Path, out: Path, max_shard_size: str = "2GB", report: Reporte
     weights = read_weights(model)
     check_place(out, model)
     with replacing_folder(out) as part:
-        shards = _write_model(model, MergePlan(list(weights.values()), {}), part, limit, Folding({}), report)
+        shards, _ = _write_model(model, MergePlan(list(weights.values()), {}), part, limit, Folding({}), report)
         written = read_weights(part)
         for name, tensor in weights.items():
             if name not in written or not same_bytes(tensor, written[name]):
@@ -216,9 +219,16 @@ def _refuse_folder_without_out(path: Path) -> None:
 
 
 def _write_model(
-    base: Path, plan: MergePlan, part: Path, limit: int, folding: Folding, report: Reporter
-) -> list[Shard]:
-    """Everything of a model folder but the record: weights with what `folding` adds, and the base's other files."""
+    base: Path,
+    plan: MergePlan,
+    part: Path,
+    limit: int,
+    folding: Folding,
+    report: Reporter,
+    probes: list[list[int]] | None = None,
+) -> tuple[list[Shard], Passes | None]:
+    """Everything of a model folder but the record: weights with what `folding` adds, and the base's other files. With
+    `probes`, their logits too, made in the same sweep over the weights."""
     shards = plan_shards(plan.tensors, limit)
     total = sum(shard.data_bytes for shard in shards)
     small = sum(path.stat().st_size for path in files_to_copy(base)) + 200 * len(plan.tensors)
@@ -229,8 +239,10 @@ def _write_model(
         what = f"{longest.name} alone has {size_text(longest.nbytes)}, more than {size_text(limit)}"
         report.warn(f"{what}: tensors are never split, so its file is larger")
     with report.progress("merging" if folding.changes else "writing", total, "B") as update:
+        if probes:
+            return shards, sweep(base, plan, shards, part, folding, probes, update)
         write_shards(part, shards, folding.pieces, update)
-    return shards
+    return shards, None
 
 
 # -- for people ----------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ Three questions, from exact to whole:
 3. both models, computing in float32, say the same on a few texts (the probes), as `LARGEST_MEAN_KL` bounds it, and go
    on from them with the same words (greedy replies).
 The first finds a wrong scale or a missed layer however little the adapter does; the third a model that is loaded
-otherwise than it was written. Of a model above `LARGE_BYTES` a sample is compared, streamed from its files
-(merge_stream.py); the record says so.
+otherwise than it was written. Of a model above `LARGE_BYTES` a sample of the weights is compared, and the passes are
+made a layer at a time: while the merge goes over the weights (merge_sweep.py), or from the files (merge_stream.py). The
+record says so.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from mrp.models.merge_probes import (
     same_replies,
     with_replies,
 )
-from mrp.models.merge_stream import SAMPLED_ROWS, TOKENS, can_stream, sampled_weights, streamed_logits
+from mrp.models.merge_stream import TOKENS, can_stream, sampled_weights, streamed_logits
 from mrp.models.shards import FLOATS, StoredTensor, read_rows, read_weights, row_blocks, same_bytes
+
+Passes = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]  # base + adapters, base alone, merged
 
 LARGE_BYTES = 4 * 10**9  # of weights: reading all of them twice, and two whole passes, then take longer than the merge
 
@@ -52,19 +55,20 @@ def verify(
     merged: Path,
     probes: Sequence[Sequence[int]] | None = None,
     plan: MergePlan | None = None,
+    passes: Passes | None = None,
 ) -> dict[str, Any]:
     """Compare the folder `merged` with base + adapters; `probes` are token ids (default: four short texts).
 
-    Returns the measures for the record. Raises `MrpError` naming what differs.
+    `passes` are the logits that a sweep has made already, of `short_probes`. Returns the measures for the record.
+    Raises `MrpError` naming what differs.
     """
     before, after = read_weights(base), read_weights(merged)
     plan = plan or plan_merge(base, before, weighted(adapters))
     if others := {t.name for t in plan.tensors} ^ after.keys():
         raise _not_equal(f"{min(others)} is in one of base and merged model alone")
     probes = probes or default_probes(merged)
-    is_large = sum(t.nbytes for t in before.values()) > LARGE_BYTES and can_stream(base, plan)
-    if is_large:
-        errors, expected, found, without, more = _look_at_sample(base, merged, probes, plan, after)
+    if passes or is_large(base, plan):
+        errors, expected, found, without, more = _look_at_sample(base, merged, probes, plan, after, passes)
     else:
         errors, expected, found, without, more = _look_at_all(base, weighted(adapters), merged, probes, plan, after)
     coarsest = max((after[name].torch_dtype for name in plan.changes), key=lambda dtype: torch.finfo(dtype).eps)
@@ -80,6 +84,16 @@ def verify(
         what = f"mean KL divergence {measures['mean_kl']:.2g} on {measures['positions']} tokens of text"
         raise _not_equal(f"{what}, and rounding makes at most {LARGEST_MEAN_KL[coarsest]}")
     return measures
+
+
+def is_large(base: Path, plan: MergePlan) -> bool:
+    """True for a model of which a sample is compared, and the passes are made a layer at a time."""
+    return sum(t.nbytes for t in read_weights(base).values()) > LARGE_BYTES and can_stream(base, plan)
+
+
+def short_probes(probes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What of the probes a large model is asked."""
+    return [list(ids)[:TOKENS] for ids in probes[::2]]
 
 
 Looked = tuple[dict[str, float], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], dict[str, Any]]
@@ -117,14 +131,19 @@ def _look_at_sample(
     probes: Sequence[Sequence[int]],
     plan: MergePlan,
     after: dict[str, StoredTensor],
+    passes: Passes | None,
 ) -> Looked:
     errors, wrong = sampled_weights(base, plan, after)
     if wrong:
         raise _not_equal(wrong)
-    short = [list(ids)[:TOKENS] for ids in probes[::2]]
-    expected, without = streamed_logits(base, plan, short)
-    found, _ = streamed_logits(merged, MergePlan(list(after.values()), {}), short)
-    how = f"{SAMPLED_ROWS} rows of every changed weight, three places of every other; passes streamed from the files"
+    if passes:
+        expected, without, found = passes
+    else:
+        short = short_probes(probes)
+        expected, without = streamed_logits(base, plan, short)
+        found, _ = streamed_logits(merged, MergePlan(list(after.values()), {}), short)
+    source = "with the weights as they were written" if passes else "streamed from the files"
+    how = f"a row of every block of every changed weight, three places of every other; passes {source}"
     no_replies = "not generated: each token is a pass over all weights; see same_first_choice"
     return errors, expected, found, without, {"compared": how, "greedy_replies": no_replies}
 

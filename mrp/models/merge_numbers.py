@@ -88,27 +88,11 @@ class Folding:
         if tensor.name not in self.changes:
             yield from raw_pieces(tensor)
             return
-        change = self.changes[tensor.name]
-        blocks = Blocks(change)
-        numbers = tensor.shape[0] * columns_of(tensor)
-        step = 1 if numbers <= MEASURED_WHOLE else SAMPLE_STEP
-
-        def fold(rows: RowBlock) -> tuple[torch.Tensor, Rounding]:
-            first, end = rows
-            exact, added = blocks.sum(first, end, step)
-            if change.before:
-                added = _beyond(exact, change.before, first)[::step]
-            rounded = exact.to(tensor.torch_dtype)
-            # Rounding keeps order, so if the outermost numbers are finite, all are (aminmax hands on NaN).
-            if not torch.isfinite(torch.stack(torch.aminmax(exact)).to(tensor.torch_dtype)).all():
-                raise _not_finite(tensor, change.source, first, end)
-            return rounded, measure_rounding(added, exact[::step] - rounded[::step])
-
-        seen = Rounding()
-        for rounded, measured in in_order(fold, row_blocks(tensor)):
+        fold, seen = Fold(tensor, self.changes[tensor.name]), Rounding()
+        for rounded, measured in in_order(lambda rows: fold.block(*rows)[1:], row_blocks(tensor)):
             seen.add(measured)
             yield as_piece(rounded)
-        self.rounded[tensor.name] = seen.of_all(numbers)
+        self.rounded[tensor.name] = seen.of_all(fold.numbers)
 
     def scales(self) -> float | dict[str, float] | None:
         """What B @ A is multiplied by (the adapter's weight included): one number that all layers share, or each one's
@@ -144,6 +128,30 @@ class Folding:
         }
 
 
+class Fold:
+    """One changed weight as it is to be written, block by block of its rows."""
+
+    def __init__(self, tensor: StoredTensor, change: Change) -> None:
+        self.tensor, self.change, self.blocks = tensor, change, Blocks(change)
+        self.numbers = tensor.shape[0] * columns_of(tensor)
+        self.step = 1 if self.numbers <= MEASURED_WHOLE else SAMPLE_STEP
+
+    def block(
+        self, first: int, end: int, stored: torch.Tensor | None = None, into: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, Rounding]:
+        """(the exact numbers, the rounded ones, what rounding did); `stored`, the rows in float32 where they have been
+        read already, is overwritten; `into` is a place for the rounded. Raises `InputError` for what is not finite."""
+        stored = self.blocks.stored(first, end) if stored is None else stored
+        exact, added = self.blocks.add(stored, first, end, self.step)
+        if self.change.before:
+            added = _beyond(exact, self.change.before, first)[:: self.step]
+        rounded = exact.to(self.tensor.torch_dtype) if into is None else into.copy_(exact)
+        # Rounding keeps order, so if the outermost numbers are finite, all are (aminmax hands on NaN).
+        if not torch.isfinite(torch.stack(torch.aminmax(rounded))).all():
+            raise _not_finite(self.tensor, self.change.source, first, end)
+        return exact, rounded, measure_rounding(added, exact[:: self.step] - rounded[:: self.step])
+
+
 class Blocks:
     """The exact numbers of one changed weight, by blocks of rows."""
 
@@ -156,17 +164,24 @@ class Blocks:
         magnitudes = [pair.magnitude for _, pair in change.addends if pair.magnitude]
         self.magnitude = read_matrix(magnitudes[0]) if magnitudes else None  # (rows, 1)
 
+    def stored(self, first: int, end: int) -> torch.Tensor:
+        """(rows, columns) of the source in float32."""
+        return read_rows(self.source, first, end).float()
+
     def sum(self, first: int, end: int, step: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """(rows, columns) in float32: the sum itself, and of each `step`-th row what was added to the source."""
-        exact = read_rows(self.source, first, end).float()
+        return self.add(self.stored(first, end), first, end, step)
+
+    def add(self, stored: torch.Tensor, first: int, end: int, step: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of rows in hand, which are overwritten."""
         if self.left is None or self.right is None:
-            return exact, torch.zeros_like(exact[::step])
+            return stored, torch.zeros_like(stored[::step])
         if self.magnitude is None:
-            return exact.addmm_(self.left[first:end], self.right), self.left[first:end:step] @ self.right
-        stored = exact[::step].clone()
-        exact.addmm_(self.left[first:end], self.right)
+            return stored.addmm_(self.left[first:end], self.right), self.left[first:end:step] @ self.right
+        before = stored[::step].clone()
+        exact = stored.addmm_(self.left[first:end], self.right)
         exact *= self.magnitude[first:end] / torch.linalg.vector_norm(exact, dim=1, keepdim=True)
-        return exact, exact[::step] - stored
+        return exact, exact[::step] - before
 
 
 def in_order(

@@ -10,7 +10,7 @@ as the sum that the merge wrote. PEFT is asked for the scale of each layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import torch
 from mrp.models.adapter_file import skeleton
 from mrp.models.merge_numbers import Blocks
 from mrp.models.merge_plan import Change, MergePlan
-from mrp.models.shards import StoredTensor, read_ahead, read_rows, read_weights, row_blocks
+from mrp.models.page_cache import read_ahead
+from mrp.models.shards import StoredTensor, read_matrix, read_rows, read_weights, row_blocks
 
-SAMPLED_ROWS = 8
 TOKENS = 16  # of each probe
 PLACE_BYTES = 64 * 2**10
 
@@ -56,15 +56,31 @@ def sampled_weights(base: Path, plan: MergePlan, after: dict[str, StoredTensor])
 
 
 def _row_error(change: Change, new: StoredTensor) -> float:
-    rows = new.shape[0]
+    """Of a row in each block that a merge writes, so that no block can be missing or stand elsewhere."""
     form = torch.finfo(new.torch_dtype)
-    blocks, largest = Blocks(change), torch.zeros(())
-    for row in {(rows - 1) * k // (SAMPLED_ROWS - 1) for k in range(SAMPLED_ROWS)}:
-        exact, added = blocks.sum(row, row + 1)
-        slack = added.abs().max() * 2**-14 + form.smallest_normal * form.eps + 1e-37
-        error = (read_rows(new, row, row + 1).float() - exact).abs()
-        largest = torch.maximum(largest, (error / (exact.abs() * (form.eps / 2) + slack)).max())
-    return float(largest)
+    rows = [(first + end) // 2 for first, end in row_blocks(new)]
+    exact, added = _exact_rows(change, rows)
+    slack = added.abs().max(1, keepdim=True).values * 2**-14 + form.smallest_normal * form.eps + 1e-37
+    error = (_rows_of(new, rows) - exact).abs()
+    return float((error / (exact.abs() * (form.eps / 2) + slack)).max())  # torch's max hands on nan
+
+
+def _exact_rows(change: Change, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns) in float32, and what was added to the source: from the adapters' own matrices and scales, not by
+    what the merge multiplies with (merge_numbers.Blocks)."""
+    stored = _rows_of(change.source, rows)
+    exact = stored.clone()
+    for weight, pair in change.addends:
+        a, b = pair.factors()
+        delta = a[:, rows].T @ b.T if pair.is_embedding else b[rows] @ a
+        exact += weight * pair.scale * delta
+        if pair.magnitude:
+            exact *= read_matrix(pair.magnitude)[rows] / torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+    return exact, exact - stored
+
+
+def _rows_of(tensor: StoredTensor, rows: list[int]) -> torch.Tensor:
+    return torch.cat([read_rows(tensor, row, row + 1) for row in rows]).float()
 
 
 def _same_places(one: StoredTensor, other: StoredTensor) -> bool:
@@ -109,18 +125,43 @@ def streamed_logits(
 
     Where the plan changes nothing, both are the model's own.
     """
-    width = max(len(ids) for ids in probes)
-    batch = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in probes])  # (B, T)
+    batch = padded(probes)  # (B, T)
     both = torch.cat([batch, batch]) if plan.changes else batch
-    model = _streaming(folder, plan, len(batch))
+    half = len(batch)
+    model = streaming(
+        folder,
+        plan,
+        lambda _, change, bias, __: _Linear(change, bias[1].source if bias else None, half),
+        lambda _, change: _Embedding(change, half),
+        _filled,
+    )
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         logits = model(input_ids=both, use_cache=False).logits.float()
     with_, without = logits[: len(batch)], logits[-len(batch) :]
     return ([x[k, : len(ids)] for k, ids in enumerate(probes)] for x in (with_, without))  # type: ignore[return-value]
 
 
-def _streaming(folder: Path, plan: MergePlan, half: int) -> Any:
-    """The model without numbers, whose modules read theirs when they compute."""
+def padded(probes: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(B, T) token ids; the padding stands at the end, where no earlier token sees it."""
+    width = max(len(ids) for ids in probes)
+    return torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in probes])
+
+
+Named = tuple[str, Change]  # a stored tensor's name, and what becomes of it
+
+
+def streaming(
+    folder: Path,
+    plan: MergePlan,
+    linear: Callable[[str, Change, Named | None, bool], Any],
+    embedding: Callable[[str, Change], Any],
+    other: Callable[[Any, dict[str, Named]], Any],
+) -> Any:
+    """The model without numbers, whose modules get their forward functions from the last three arguments.
+
+    `linear` is given the weight, the bias, and whether the weight is the layer's own (a tied head's is the
+    embedding's); `other`, for a norm say, the module and all it holds.
+    """
     import transformers
     from accelerate import init_empty_weights
 
@@ -129,28 +170,25 @@ def _streaming(folder: Path, plan: MergePlan, half: int) -> Any:
     with init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.eval()
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    shared = next(n for n, m in model.named_modules() if m is embedding)
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    shared = next(f"{n}.weight" for n, m in model.named_modules() if m is table)
+
+    def named(name: str) -> Named:
+        return name, plan.changes.get(name) or Change(weights[name])
+
     for name, module in model.named_modules():
         own = {kind: f"{name}.{kind}" for kind, _ in module.named_parameters(recurse=False)}
         if not own:
             continue
-        change = plan.changes.get(f"{name}.weight")
-        if change is None and module is head and f"{name}.weight" not in weights:  # tied
-            change = Change(weights[f"{shared}.weight"])
-        change = change or Change(weights[own["weight"]]) if "weight" in own else None
-        if type(module) is torch.nn.Linear and change:
-            bias = (
-                plan.changes[own["bias"]].source
-                if own.get("bias") in plan.changes
-                else weights.get(own.get("bias", ""))
-            )
-            module.forward = _Linear(change, bias, half)
-        elif type(module) is torch.nn.Embedding and change:
-            module.forward = _Embedding(change, half)
+        kind = type(module)
+        is_tied = module is head and own["weight"] not in weights.keys() | plan.changes.keys()
+        if kind is torch.nn.Linear:
+            bias = named(own["bias"]) if "bias" in own else None
+            module.forward = linear(*named(shared if is_tied else own["weight"]), bias, not is_tied)
+        elif kind is torch.nn.Embedding:
+            module.forward = embedding(*named(own["weight"]))
         else:
-            sources = {k: plan.changes[n].source if n in plan.changes else weights[n] for k, n in own.items()}
-            module.register_forward_pre_hook(_Fill(sources))
+            module.forward = other(module, {kind: named(n) for kind, n in own.items()})
     return model
 
 
@@ -162,7 +200,7 @@ class _Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         blocks, source, parts = Blocks(self.change), self.change.source, []
-        read_ahead(source)
+        read_ahead(source.path, source.start, source.nbytes)
         low = None if blocks.right is None else x[: self.half] @ blocks.right.T  # (half, T, ranks)
         for first, end in row_blocks(source):
             rows = read_rows(source, first, end).float()
@@ -192,15 +230,10 @@ class _Embedding:
         return rows
 
 
-class _Fill:
-    """Give a small module (a norm) its numbers, the first time that it computes."""
-
-    def __init__(self, sources: dict[str, StoredTensor]) -> None:
-        self.sources = sources
-
-    def __call__(self, module: Any, _: Any) -> None:
-        for kind, source in self.sources.items():
-            if module.get_parameter(kind).is_meta:
-                shape = module.get_parameter(kind).shape
-                numbers = read_rows(source, 0, source.shape[0]).float().view(shape)
-                setattr(module, kind, torch.nn.Parameter(numbers, requires_grad=False))
+def _filled(module: Any, sources: dict[str, Named]) -> Any:
+    """A small module (a norm) with its numbers."""
+    for kind, (_, change) in sources.items():
+        shape = module.get_parameter(kind).shape
+        numbers = read_rows(change.source, 0, change.source.shape[0]).float().view(shape)
+        setattr(module, kind, torch.nn.Parameter(numbers, requires_grad=False))
+    return module.forward

@@ -24,6 +24,7 @@ import torch
 from mrp.errors import InputError, MrpError, raise_all
 from mrp.files import read_json, write_json
 from mrp.models.bases import MAX_HEADER_BYTES
+from mrp.models.page_cache import read_ahead
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PIECE_BYTES = 4 * 2**20  # what fits a core's cache is added, rounded and measured fastest
@@ -156,23 +157,20 @@ def raw_pieces(tensor: StoredTensor) -> Iterator[bytes]:
             yield piece
 
 
-def read_ahead(tensor: StoredTensor) -> None:
-    """Ask the system to fetch a tensor while something else is computed (where it can be asked)."""
-    if hasattr(os, "posix_fadvise") and tensor.path.is_file():
-        with tensor.path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), tensor.start, tensor.nbytes, os.POSIX_FADV_WILLNEED)
-
-
-def read_rows(tensor: StoredTensor, first: int, end: int) -> torch.Tensor:
-    """Rows `first` to `end` of a matrix as stored; a vector counts as a matrix of one column."""
+def read_rows(tensor: StoredTensor, first: int, end: int, into: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows `first` to `end` of a matrix as stored; a vector counts as a matrix of one column. `into` is memory of the
+    same shape and format to read them to."""
     columns = columns_of(tensor)
     row_bytes = columns * ITEM_BYTES[tensor.dtype]
-    data = bytearray((end - first) * row_bytes)
-    with tensor.path.open("rb") as file:
+    data = memoryview(bytearray((end - first) * row_bytes)) if into is None else as_piece(into)
+    with tensor.path.open("rb", buffering=0) as file:
         file.seek(tensor.start + first * row_bytes)
-        if file.readinto(data) != len(data):
-            raise InputError(f"the file is cut off within {tensor.name}", tensor.where, "copy the file anew")
-    return torch.frombuffer(data, dtype=tensor.torch_dtype).view(end - first, columns)
+        done = 0
+        while count := file.readinto(data[done:]):
+            done += count
+    if done != len(data):
+        raise InputError(f"the file is cut off within {tensor.name}", tensor.where, "copy the file anew")
+    return torch.frombuffer(data, dtype=tensor.torch_dtype).view(end - first, columns) if into is None else into
 
 
 def read_matrix(tensor: StoredTensor) -> torch.Tensor:
@@ -254,10 +252,10 @@ def write_shards(
         waiting: Future[None] | None = None
         for shard in shards:
             with (folder / shard.name).open("wb") as file:
-                file.write(_header(shard))
+                file.write(header_bytes(shard))
                 for tensor, following in zip(shard.tensors, (*shard.tensors[1:], None), strict=True):
                     if following:
-                        read_ahead(following)
+                        read_ahead(following.path, following.start, following.nbytes)
                     written = 0
                     for piece in pieces(tensor):
                         file.write(piece)
@@ -267,21 +265,29 @@ def write_shards(
                     total += written
             if waiting:
                 waiting.result()
-            waiting = disk.submit(_to_disk, folder / shard.name)
+            waiting = disk.submit(to_disk, folder / shard.name)
         if waiting:
             waiting.result()
+    write_index(folder, shards)
+
+
+def write_index(folder: Path, shards: list[Shard]) -> None:
+    """Write which file holds which tensor, where there are several."""
     if len(shards) > 1:
         places = {t.name: shard.name for shard in shards for t in shard.tensors}
+        total = sum(shard.data_bytes for shard in shards)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         write_json(folder / INDEX, index)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _header(shard: Shard) -> bytes:
+def header_bytes(shard: Shard) -> bytes:
+    """What a file begins with: the length of its table, and the table."""
     entries = ['"__metadata__":{"format":"pt"}']
     at = 0
     for tensor in shard.tensors:
