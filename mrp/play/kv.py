@@ -202,7 +202,9 @@ class RowsReader:
         count = len(rows[0].ids)
         starts = torch.tensor([[len(row.kept.ids)] for row in rows], device=self.on.device)
         ids = torch.tensor([list(row.ids) for row in rows], device=self.on.device)
-        return self._run(rows, ids, starts + torch.arange(count, device=self.on.device), logits_to_keep)
+        # chosen by number: for a slice of longer rows `torch.matmul` would copy the whole head once for each row
+        keep = torch.arange(count - logits_to_keep, count, device=self.on.device) if logits_to_keep < count else count
+        return self._run(rows, ids, starts + torch.arange(count, device=self.on.device), keep)
 
     def read_ends(self, rows: Sequence[Row]) -> torch.Tensor:
         """Logits (R, V) after the last token of each row. Rows that read unequally many go through the model as one
