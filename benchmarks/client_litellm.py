@@ -74,41 +74,43 @@ print(json.dumps({"checks": checks, **versions}))
 """
 
 
-def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(told: str, package: str, there: str, *also: str) -> int:
+    """Run the checks of `there` with the newest `package` (or the one asked for) against a served run."""
+    options = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("run", nargs="?", type=Path, help="a run, or a model folder with --cast")
     options.add_argument("--cast", type=Path)
-    options.add_argument("--litellm", default="", metavar="VERSION", help="default: the newest")
-    options.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "mrp-litellm")
+    name = package.split("-")[0]
+    options.add_argument(f"--{name}", dest="version", default="", metavar="VERSION", help="default: the newest")
+    options.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / f"mrp-{name}")
     given = options.parse_args()
     run = given.run or base_folder(KNOWN_BASES[DEFAULT_BASE])
     cast = given.cast or (None if given.run else CAST)
-    python = environment(given.venv, given.litellm)
+    python = environment(given.venv, f"{package}=={given.version}" if given.version else package, *also)
     with served(run, cast) as url:
-        done = subprocess.run([python, "-c", THERE, url], stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        done = subprocess.run([python, "-c", there, url], stdout=subprocess.PIPE, text=True, encoding="utf-8")
     if done.returncode:
         return 1
     found = json.loads(done.stdout.splitlines()[-1])
-    for name, is_good in found["checks"].items():
-        print(f"{'ok    ' if is_good else 'FAILED'} {name}")
+    for check, is_good in found["checks"].items():
+        print(f"{'ok    ' if is_good else 'FAILED'} {check}")
     print(json.dumps(found))
     return 0 if all(found["checks"].values()) else 1
 
 
-def environment(folder: Path, version: str) -> Path:
-    """The Python of an environment with litellm."""
+def environment(folder: Path, *wanted: str) -> Path:
+    """The Python of an environment with these packages."""
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-    wanted = f"litellm=={version}" if version else "litellm"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", wanted, "mcp"], check=True)  # it imports mcp for tools
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
     return python
 
 
 @contextmanager
 def served(run: Path, cast: Path | None) -> Iterator[str]:
-    """The address of a server on the loopback."""
+    """The address of a server on the loopback. In float32: the same question is then answered alike, cached or not."""
     more = ["--cast", str(cast)] if cast else []
+    more += ["--set", "train.precision=fp32"]
     command = [sys.executable, "-m", "mrp", "serve", str(run), *more, "--port", "0", "--set", "chat.max_new_tokens=24"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -126,4 +128,4 @@ def served(run: Path, cast: Path | None) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, "litellm", THERE, "mcp"))  # it imports mcp for tools
