@@ -14,8 +14,8 @@ repeated), and gives a JSON line: on the dev slice (to choose by) and on held-ou
   `voice` under the own identity, `told` under another (judged to be that other); `real`: the lines themselves.
 
 Intervals are 95 % bootstraps over scenes, each character counts the same. The seed decides the split too, so compare
-arms seed by seed. `--scenes` splits by whole scenes only; `--records SEED` as the pilot did (20261122 is its very
-split); `--deadline` starts no further arm after so many seconds.
+arms seed by seed. `--scenes` splits by whole scenes only; `--records SEED` holds out the pilot's records
+(20261122) or another draw of them (record_split.py); `--deadline` starts no further arm after so many seconds.
 """
 
 from __future__ import annotations
@@ -121,9 +121,11 @@ def main() -> None:
                 print(json.dumps({"arm": arm, "seed": seed, "not_started": "deadline"}), flush=True)
                 continue
             started = time.monotonic()
-            folder = (given.out / f"{arm}-{seed}").resolve()
+            dealt = "" if given.records is None else f"-records{given.records}"  # a folder keeps its split
+            folder = (given.out / f"{arm}-{seed}{dealt}").resolve()
             run = load_run(given.run, flags | options_of(arm) | {"seed": str(seed), "out": str(folder)})
-            shown = {"arm": arm, "seed": seed, "split": given.records or run.config.data.split, "base": run.config.base}
+            split = run.config.data.split if given.records is None else f"records {given.records}"
+            shown = {"arm": arm, "seed": seed, "split": split, "base": run.config.base}
             try:
                 build_data(run, SILENT)
                 if given.records is not None:

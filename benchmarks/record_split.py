@@ -1,8 +1,10 @@
-"""The split of the pilot study behind the goals of docs/experiments.md: records at random, in place of the product's.
+"""What the pilot study behind the goals of docs/experiments.md held out: records at random, in place of our split.
 
     split_by_records(run, seed=20261122)      # rewrites the train.jsonl and held-out.jsonl that `mrp data build` made
 
-15 % of each character's records are held out, at least three, whatever lies next to them in the play (levers.py).
+15 % of each character's records are held out, at least three, whatever lies next to them in the play (levers.py). The
+pilot also cut its training records where a held-out reply is someone's cue (43
+times); here the cue stays, without loss.
 """
 
 from __future__ import annotations

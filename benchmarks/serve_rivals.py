@@ -99,7 +99,7 @@ def questions_of(count: int) -> list[tuple[str, str, list[dict[str, str]]]]:
 def command_of(name: str, folder: Path, port: int, given: Any, scratch: Path) -> list[str] | None:
     """How the server is started; None where it is not asked for or not there."""
     if name == "mrp":
-        flags = ["--port", str(port), "--rate", "0", "--max-running", "16", "--max-waiting", "128"]
+        flags = ["--port", str(port), "--rate", "0", "--max-running", str(max(given.clients)), "--max-waiting", "128"]
         return [sys.executable, "-m", "mrp", "serve", str(folder), "--cast", str(CAST), *flags, "-q"]
     if name == "llama.cpp":
         if given.llama is None:
