@@ -3,6 +3,9 @@
 guard = SpeakerGuard(["Zhu Bajie", "bajie"])
 guard.add("Ha!\\nZhu Ba")   # "Ha!"       what could become a name is held back
 guard.add("jie: Oof")       # ""          and here the reply is over: guard.stopped is True
+
+A name may stand in stars, quotes or brackets ("*Tang*:", "[Tang]:"); "[Tang]" and "【Tang】" need no colon. Within a
+line a name ends nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +13,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+BREAKS = "\n\u2028\u2029"
+# What may stand around a name: blanks that show or not (no break of a line), stars, quotes, brackets, a bullet.
+_AROUND = " \t\u00a0\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff*_>#-\"'“”‘’「」『』[]()（）【】"
+COLONS = ":：﹕︰∶"
+
 
 class SpeakerGuard:
-    """Passes text on, and stops at a line that begins with another speaker's name and a colon."""
+    """Passes text on, and stops at a line that begins as another speaker's: a name and a colon, or a name in [ ]."""
 
     def __init__(self, others: Iterable[str]) -> None:
         names = sorted({n for n in others if n.strip()}, key=len, reverse=True)
         either = "|".join(re.escape(n) for n in names)
-        self._begins = re.compile(rf"(?:\A|\n)[ \t*]*(?:{either})[ \t*]*[:：]", re.IGNORECASE) if names else None
-        self._names = [n.casefold() for n in names]
+        around = f"[{re.escape(_AROUND)}]*"
+        line = rf"(?:\A|[{BREAKS}]){around}(?:(?:{either}){around}[{COLONS}]|(?<=[\[【])(?:{either})[\]】])"
+        self._begins = re.compile(line, re.IGNORECASE) if names else None
+        self._names = [n.strip(_AROUND).casefold() for n in names]
         self._text = ""
         self._given = 0
         self.stopped = False
@@ -40,9 +50,9 @@ class SpeakerGuard:
 
     def _held(self) -> int:
         """How many last characters could still become a name at the start of a line."""
-        start = self._text.rfind("\n")
+        start = max(self._text.rfind(mark) for mark in BREAKS)
         line = self._text[start + 1 :]
-        begun = line.strip(" \t*").casefold()
+        begun = line.strip(_AROUND).casefold()
         if any(name.startswith(begun) for name in self._names):
             return len(self._text) - max(start, 0)
         return 0

@@ -75,7 +75,7 @@ class Reply:
     def __iter__(self) -> Generator[str, None, None]:
         blanks = ""
         for piece in self._pieces():
-            text = blanks + NOT_TEXT.sub("", piece)
+            text = blanks + piece
             text = text if self.text else text.lstrip()
             blanks = text[len(text.rstrip()) :]
             if shown := text.rstrip():
@@ -87,19 +87,25 @@ class Reply:
         stream, guard = TextStream(self.player.tokenizer), self._guard
         for token in self.player.engine.stream(self.request):
             self.tokens.append(token)
-            yield guard.add(stream.add(token))
+            yield guard.add(NOT_TEXT.sub("", stream.add(token)))  # first, so that none hides a name
             if guard.stopped:
                 self.guarded, self.cut = True, False
                 return
             self.cut = len(self.tokens) == self.request.sampling.max_new_tokens
-        yield guard.add(stream.end()) + guard.end()
+        yield guard.add(NOT_TEXT.sub("", stream.end())) + guard.end()
         self.guarded = guard.stopped
         self.cut = self.cut and not guard.stopped
 
 
 def names_of_others(cast: Cast | None, participants: Iterable[str], character: str) -> list[str]:
-    """Names at which a reply of `character` stops: of the rest of the cast, and of everybody else who is there."""
+    """Names at which a reply of `character` stops: of the rest of the cast, and of everybody else who is there.
+
+    Aliases count as names do, but for those that the character bears itself: its own line is nobody else's.
+    """
     if cast is None:
         return []
-    names = [name for c in cast if c.id != character for name in (c.name, c.id)]
-    return [*names, *(cast.display_name(s) for s in participants if s != character)]
+    names = [name for c in cast if c.id != character for name in c.names]
+    names += [cast.display_name(s) for s in participants if s != character]
+    me = cast.get(character)
+    own = {name.casefold() for name in me.names} if me else {character.casefold()}
+    return [name for name in dict.fromkeys(names) if name.casefold() not in own]

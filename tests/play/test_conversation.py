@@ -139,7 +139,9 @@ def test_the_pieces_are_the_line_that_is_remembered(reply: str) -> None:
         ("Ha!\nTang Sanzang： Peace", "Ha!"),  # who is not even here
         ("Ha!\nBob: Well, well", "Ha!"),  # the person
         ("Ha!\nSun Wukong: Yes!", "Ha!\nSun Wukong: Yes!"),  # the own name
-        ("Ha!\nPigsy: what a name", "Ha!\nPigsy: what a name"),  # aliases are words like others
+        ("Ha!\nPigsy: Buns!", "Ha!"),  # an alias
+        ("Ha!\nZhu \x07Bajie: Buns!", "Ha!"),  # as it would be shown, without the control character
+        ("Ha, Pigsy: what a name", "Ha, Pigsy: what a name"),  # within a line
         ("Zhu Bajie: Buns!", ""),
     ],
 )
