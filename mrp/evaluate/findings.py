@@ -208,14 +208,16 @@ def _scenes(results: dict[str, Any]) -> Iterator[str]:
     own = tuned["all"]
     yield (
         f"In {tuned['scenes']} scenes of several the guard ended {percent(own['guard'])} of the turns where somebody"
-        f" else's line began (base + persona prompt {percent(base['all']['guard'])}) and let {percent(own['passed'])}"
-        f" through; lines sound like their character in {percent(own['own_voice'])}."
+        f" else's line began (base + persona prompt {percent(base['all']['guard'])}) ; another's name and a colon"
+        f" stand in {percent(own['passed'])} of what was kept; lines sound like their character in"
+        f" {percent(own['own_voice'])}."
     )
     shares = {who: one["share"] for who, one in tuned["characters"].items() if one["share"]}
     most, least = (pick(shares, key=lambda who: shares[who]["value"]) for pick in (max, min))
     if shares[most]["value"] > shares[least]["value"]:
         yield (
-            f"Who speaks is {percent(own['uneven'])} away from even; {names[most]} has the most turns"
+            f"Who speaks is {percent(own['uneven'])} away from even (a blind draw:"
+            f" {100 * own['uneven_by_chance']:.0f} %); {names[most]} has the most turns"
             f" ({number(shares[most], 2)} of an even share), {names[least]} the fewest ({number(shares[least], 2)})."
         )
     else:

@@ -290,12 +290,13 @@ def _scenes(results: dict[str, Any]) -> list[Block]:
     if not all(one for _, one in both):
         return []
     names = _names(results)
-    keys = ("guard", "passed", "silent", "own_voice")
-    rows = [
-        [name, str(one["scenes"]), str(one["turns"]), *(percent(one["all"][key]) for key in (*keys, "uneven"))]
-        for name, one in both
-    ]
-    head = ["model", "scenes", "turns", "cut by the guard", "past the guard", "silent", "own voice", "uneven"]
+    keys = ("guard", "passed", "silent", "own_voice", "uneven")
+    rows = []
+    for name, one in both:
+        rates, chance = [percent(one["all"][key]) for key in keys], f"{100 * one['all']['uneven_by_chance']:.0f} %"
+        rows.append([name, str(one["scenes"]), str(one["turns"]), *rates, chance])
+    head = ["model", "scenes", "turns", "cut by the guard", "another's name and colon"]
+    head += ["silent", "own voice", "uneven", "by chance"]
     (_, base), (_, tuned) = both
     who_rows = [
         [names[who], str(one["turns"]), number(base["characters"][who]["share"], 2), number(one["share"], 2)]

@@ -11,6 +11,8 @@ whole: one that was cut off is played anew.
 
 from __future__ import annotations
 
+import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -21,12 +23,12 @@ from mrp.evaluate.kept import Kept
 from mrp.evaluate.voice import Voices
 from mrp.files import fingerprint
 from mrp.play.director import choose
-from mrp.play.guard import SpeakerGuard
 from mrp.play.reply import Player, names_of_others
 from mrp.play.scene import Stage
 from mrp.play.scene_plan import ScenePlan
 
 TOGETHER = 3  # in a scene
+DRAWS = 400  # of blind directors
 Events = list[dict[str, Any]]
 
 
@@ -74,10 +76,11 @@ def scene_figures(
 ) -> dict[str, Any] | None:
     """Figures over all turns, silent ones included, each interval over scenes. None where nobody had a turn.
 
-    guard: the guard cut a reply where somebody else's line began; passed: such a line is in what was kept, which the
-    guard must never let through; silent: said nothing; own_voice: a line sounds like its character. uneven: the share
-    of a scene's turns that would have to go to others for all to have the same; of each character also share: its
-    turns over what an even director gives, 1 is even.
+    guard: the guard cut a reply where somebody else's line began; passed: another's name and a colon stand somewhere in
+    what was kept (the guard knows them at the beginning of a line); silent: said nothing; own_voice: a line sounds like
+    its character. uneven: the share of a scene's turns that would have to go to others for all to have the same;
+    uneven_by_chance: the same where the next is drawn blindly of those who did not speak last, as few turns are never
+    quite even; of each character also share: its turns over what an even director gives, 1 is even.
     """
     turns = [
         (f"scene-{number}", event.get("speaker") or event["silent"], event)
@@ -100,6 +103,7 @@ def scene_figures(
     counts = {scene: Counter(who for s, who, _ in turns if s == scene) for scene in present}
     counts = {scene: own for scene, own in counts.items() if own}
     uneven = estimate([_uneven(own, present[scene]) for scene, own in counts.items()], list(counts), seed)
+    chance = [_uneven_by_chance(present[scene], own.total(), seed) for scene, own in counts.items()]
     characters = {}
     for one in [c.id for c in cast]:
         rows = [k for k, (_, who, _) in enumerate(turns) if who == one]
@@ -110,7 +114,8 @@ def scene_figures(
     return {
         "scenes": len(counts),
         "turns": len(turns),
-        "all": _rates(values, turns, seed) | {"uneven": uneven.as_json() if uneven else None},
+        "all": _rates(values, turns, seed)
+        | {"uneven": uneven.as_json() if uneven else None, "uneven_by_chance": round(sum(chance) / len(chance), 6)},
         "characters": characters,
     }
 
@@ -129,7 +134,20 @@ def _uneven(counts: Counter[str], present: Sequence[str]) -> float:
     return sum(abs(counts[who] / counts.total() - 1 / len(present)) for who in present) / 2
 
 
+def _uneven_by_chance(present: Sequence[str], turns: int, seed: int) -> float:
+    """The mean of `_uneven` over blind directors: each turn goes to one of those who did not speak last."""
+    drawn = random.Random(seed)
+    found = 0.0
+    for _ in range(DRAWS):
+        last, counts = "", Counter[str]()
+        for _ in range(turns):
+            last = drawn.choice([who for who in present if who != last])
+            counts[last] += 1
+        found += _uneven(counts, present)
+    return found / DRAWS
+
+
 def _speaks_for(cast: Cast, present: Sequence[str], who: str, text: str) -> bool:
-    guard = SpeakerGuard(names_of_others(cast, present, who))
-    guard.add(text)
-    return guard.stopped
+    """Whether another's name and a colon stand anywhere in a text; looked for apart from the guard, to check on it."""
+    others = "|".join(re.escape(name) for name in names_of_others(cast, present, who) if name)
+    return bool(others) and re.search(rf"(?<!\w)(?:{others})\s*[:：]", text, re.IGNORECASE) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_figures_by_hand(voices: Voices) -> None:
     assert found["all"]["passed"]["value"] == 0
     # even: 0; the second: 5/6, 0 and 1/6 against a third each, so half of a sum of one
     assert found["all"]["uneven"]["value"] == 0.25
+    assert 0 < found["all"]["uneven_by_chance"] < found["all"]["uneven"]["value"]
     assert own["wukong"]["share"]["value"] == 1.75 and own["bajie"]["share"]["value"] == 0.5
     assert own["wukong"]["own_voice"]["value"] == 1
     assert own["tang"]["own_voice"]["value"] == pytest.approx(2 / 3, abs=1e-6)
@@ -54,6 +56,42 @@ def test_a_planted_confusion_and_a_line_past_the_guard_are_seen(voices: Voices) 
     assert found and found["characters"]["wukong"]["own_voice"]["value"] == 0
     assert found["characters"]["bajie"]["passed"]["value"] == 1 and found["characters"]["tang"]["turns"] == 0
     assert scene_figures(scene_plans(CAST, 1, 6, 0), [[]], voices, CAST, seed=0) is None
+
+
+def test_a_blind_director_is_as_uneven_as_chance(voices: Voices) -> None:
+    """So a director of few turns is not called unfair for what nobody could help; two who take turns are even."""
+    plans = scene_plans(CAST, 60, 6, seed=0)
+    draw, played = random.Random(5), []
+    for plan in plans:
+        speakers = [draw.choice(plan.participants)]
+        while len(speakers) < 6:
+            speakers.append(draw.choice([who for who in plan.participants if who != speakers[-1]]))
+        played.append([said(who, k) for k, who in enumerate(speakers)])
+    found = scene_figures(plans, played, voices, CAST, seed=0)
+    assert found
+    uneven = found["all"]["uneven"]
+    assert uneven["low"] <= found["all"]["uneven_by_chance"] <= uneven["high"] and uneven["low"] > 0
+    two = scene_plans(CAST, 1, 6, 0)[0].model_copy(update={"participants": ["wukong", "bajie"]})
+    turns = [said(who, k) for k, who in enumerate(["wukong", "bajie"] * 3)]
+    pair = scene_figures([two], [turns], voices, CAST, seed=0)
+    assert pair and pair["all"]["uneven_by_chance"] == 0 == pair["all"]["uneven"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        ("Oof! Tang Sanzang: run!", 1),
+        ("I told Tang Sanzang: run!", 1),
+        ("Tang Sanzang runs.", 0),
+        ("Tangerine: one.", 0),
+    ],
+)
+def test_anothers_name_and_a_colon_are_seen_where_the_guard_does_not_look(
+    voices: Voices, text: str, passed: int
+) -> None:
+    events = [said("bajie", 2) | {"text": text}]
+    found = scene_figures(scene_plans(CAST, 1, 6, 0), [events], voices, CAST, seed=0)
+    assert found and found["all"]["passed"]["value"] == passed
 
 
 def test_groups_go_round_the_cast_and_settings_round_the_cards() -> None:
