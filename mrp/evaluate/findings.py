@@ -208,7 +208,7 @@ def _scenes(results: dict[str, Any]) -> Iterator[str]:
     own = tuned["all"]
     yield (
         f"In {tuned['scenes']} scenes of several the guard ended {percent(own['guard'])} of the turns where somebody"
-        f" else's line began (base + persona prompt {percent(base['all']['guard'])}) ; another's name and a colon"
+        f" else's line began (base + persona prompt {percent(base['all']['guard'])}); another's name and a colon"
         f" stand in {percent(own['passed'])} of what was kept; lines sound like their character in"
         f" {percent(own['own_voice'])}."
     )

@@ -359,9 +359,9 @@ class TransformersEngine:
 
     def _has_room(self, stream: _Stream) -> bool:
         """Whether a prompt can be kept beside those that are at work; if not, it waits until one of them ends. Before
-        anything was read nobody knows."""
+        anything was read nobody knows, and where rows do not work nobody counts."""
         if not self._bytes_each:
-            return False
+            return self._reader is None
         tokens = max(len(stream.request.ids) + min(stream.left, ROOM), GROWTH)
         return self._bytes_in_use() + int(tokens * self._bytes_each) <= self._parked.limit
 
