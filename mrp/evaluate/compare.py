@@ -44,6 +44,8 @@ class Experiment(StrictModel):
     """Generated replies a character; 0: fitting the cast."""
     lines: int = Field(0, ge=0)
     """Held-out lines of a character that are scored under every identity; 0: fitting the cast."""
+    curve: int = Field(4, ge=1)
+    """Points of each epoch at which held-out loss is measured, its end included, for the curves of forgetting."""
     full: bool = False
     """As much as a published figure wants."""
 
@@ -137,7 +139,7 @@ def _do(experiment: Experiment, trial: Trial, folder: Path, report: Reporter, th
     with folder_lock(run.folder):
         build_data(run, report)
         keep_run(run)
-        record = train(run, resume=checkpoint_folder(run.folder).is_dir(), report=report)
+        record = train(run, resume=checkpoint_folder(run.folder).is_dir(), curve=experiment.curve, report=report)
     results = evaluate(
         run.folder,
         full=experiment.full,

@@ -28,7 +28,7 @@ Values = dict[tuple[Any, ...], tuple[str, str, float, float]]  # by place: scene
 
 
 def compared(trials: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """The figures of all arms: in all, pair by pair, over the epochs, and what they cost."""
+    """The figures of all arms: in all, pair by pair, over the training, and what they cost."""
     names = list(dict.fromkeys(trial["arm"] for trial in trials))
     arms = {name: [trial for trial in trials if trial["arm"] == name] for name in names}
     values = {name: _values(own, "tuned") for name, own in arms.items()}
@@ -94,18 +94,25 @@ def _shares(who: Sequence[str], weights: Sequence[float]) -> list[float]:
 
 
 def _curves(trials: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Held-out loss of each character before training and after each epoch, the mean over seeds."""
+    """Held-out loss of each character before training, within each epoch and after it, the mean over seeds."""
     found: dict[str, list[float]] = {}
     for who in trials[0]["measures"]["held_out_loss"]:
         lines = [
             [t["measures"]["held_out_loss"][who]["before"]]
-            + [epoch["held_out_loss"][who] for epoch in t["measures"]["epochs"] if who in epoch["held_out_loss"]]
+            + [point["held_out_loss"][who] for point in _points(t["measures"]) if who in point["held_out_loss"]]
             for t in trials
             if who in t["measures"]["held_out_loss"]
         ]
         length = min(map(len, lines))
         found[who] = [round(sum(line[k] for line in lines) / len(lines), 6) for k in range(length)]
     return found
+
+
+def _points(measures: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured within epochs and at their ends, in order; trainings of before have the ends only."""
+    ends = [(number, 1, 0, one) for number, one in enumerate(measures["epochs"], 1)]
+    within = [(one["epoch"], 0, one["step"], one) for one in measures.get("curve", [])]
+    return [one for *_, one in sorted([*ends, *within], key=lambda row: row[:3])]
 
 
 def _cost(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -234,11 +241,12 @@ def _forgotten(results: dict[str, Any]) -> list[Block]:
                 f"{rise:+.3f} ({names.get(worst, worst)})" if rise >= 0.0005 else "none",
             ]
         )
-    head = ["arm", "loss after the last epoch", "largest rise over the best epoch"]
+    head = ["arm", "loss at the end", "largest rise over a character's best point"]
     caption = (
-        "Held-out loss of each character (nats a token) before training and after each epoch, the mean over seeds."
+        "Held-out loss of each character (nats a token) before training, at even distances within each epoch and after"
+        " it, the mean over seeds. A line that rises is a character that is being forgotten."
     )
-    return [Curves(series, "epoch", caption), Table(head, rows)]
+    return [Curves(series, "point", caption), Table(head, rows)]
 
 
 def _costs(results: dict[str, Any]) -> list[Block]:

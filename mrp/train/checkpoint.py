@@ -38,6 +38,7 @@ class State:
     voices: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each: the epoch kept so far and its dev loss
     before: dict[str, float] = field(default_factory=dict)  # held-out loss of each character without the adapter
     epochs: list[dict[str, Any]] = field(default_factory=list)  # the measures after each epoch
+    curve: list[dict[str, Any]] = field(default_factory=list)  # held-out loss between the ends of epochs
     epoch_losses: dict[str, list[float]] = field(default_factory=dict)  # of the running epoch: sum, tokens
     kernels: dict[str, str] = field(default_factory=dict)  # how the adapter was trained: name and why
     seconds: float = 0.0

@@ -35,6 +35,7 @@ from mrp.render import ChatTemplate
 from mrp.report import SILENT, Reporter
 from mrp.train import checkpoint
 from mrp.train.checkpoint import State
+from mrp.train.curve import curve_steps
 from mrp.train.full import save_model, unfreeze
 from mrp.train.launch import STARTED_WITH
 from mrp.train.lora import adapter_parameters, add_adapter, save_adapter
@@ -60,13 +61,15 @@ def train(
     resume: bool = False,
     restart: bool = False,
     strategy: str = "auto",
+    curve: int = 0,
     report: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Train the run's adapter and write `adapter/`, `run.json` and `steps.jsonl`; returns the record.
 
     `order` takes the place of the run's `data.order`; `strategy` is how several processes share the work
-    (`strategy.py`). A finished training with equal inputs is not repeated. A stopped one goes on with `resume`, or
-    begins anew with `restart`; without either it is an `InputError`, so that nothing is lost by mistake. Raises
+    (`strategy.py`). With `curve` held-out loss is measured at so many points of each epoch, its end included; what is
+    learnt does not change. A finished training with equal inputs is not repeated. A stopped one goes on with `resume`,
+    or begins anew with `restart`; without either it is an `InputError`, so that nothing is lost by mistake. Raises
     `Stopped` on Ctrl-C or SIGTERM, after the step in work is done and saved. Whatever stops it, the earlier adapter
     with its record stays until the new one is done.
     """
@@ -81,7 +84,7 @@ def train(
                 settle_folder(run.merged if run.config.train.method == "full" else run.adapter)
                 settle_folder(run.voices)
         with processes.together():
-            training = Training(run, processes, report, strategy)
+            training = Training(run, processes, report, strategy, curve)
             finished = None if restart else training.finished()
         if finished:
             training.report.line(f"training: done already ({run.adapter})")
@@ -101,8 +104,10 @@ def _with_order(run: Run, order: str) -> Run:
 class Training:
     """One training: its plan, its model, and where it stands."""
 
-    def __init__(self, run: Run, processes: Processes, report: Reporter, strategy: str = "auto") -> None:
-        self.run, self.processes = run, processes
+    def __init__(
+        self, run: Run, processes: Processes, report: Reporter, strategy: str = "auto", curve: int = 0
+    ) -> None:
+        self.run, self.processes, self.curve = run, processes, curve
         self.report = report if processes.is_first else SILENT
         self.folder = run.folder
         self.options = run.config.train
@@ -290,10 +295,13 @@ class Training:
     def _steps(self) -> None:
         total = sum(step.tokens for step in self.steps[self.state.step :])
         self.model.train()  # measuring leaves it as it was
+        between = curve_steps(self.steps, self.curve) if self.curve else set()
         with self.report.progress("training", total, "tokens") as update:
             done = 0
             for number in range(self.state.step, len(self.steps)):
                 self._measure_epoch_if_due()
+                if number in between:
+                    self._measure_between()
                 step = self.steps[number]
                 if step.stage != self.stage.number:
                     self._enter(step.stage)
@@ -407,6 +415,14 @@ class Training:
         state.epochs_measured, state.epoch_losses = epoch, {}
         self._say_epoch(epoch, trained, dev_loss, held, better)
         self._save()
+
+    def _measure_between(self) -> None:
+        """Within an epoch: held-out loss of each character, once."""
+        state = self.state
+        if any(point["step"] == state.step for point in state.curve):
+            return
+        held, _ = self._losses(self._own(self.plan.held_out))
+        state.curve.append({"step": state.step, "epoch": self.steps[state.step - 1].epoch + 1, "held_out_loss": held})
 
     def _own(self, items: list[Item]) -> list[Item]:
         """Those by which the learners of this stage are measured."""

@@ -160,6 +160,7 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
             "voices": state.voices,
             "held_out_loss": held,
             "epochs": state.epochs,
+            "curve": state.curve,
         },
     }
 
