@@ -154,9 +154,21 @@ def _do(experiment: Experiment, trial: Trial, folder: Path, report: Reporter, th
     )
     results.pop("folder")
     results |= {"arm": trial.arm, "options": experiment.arms[trial.arm], "measures": record["measures"]}
-    results["cost"] = _cost(run, record)
+    results["cost"] = _cost(run, record) | {"serving": _serving(trial, record)}
     write_json(trial.file, results)
     return dict(read_json(trial.file))
+
+
+def _serving(trial: Trial, record: dict[str, Any]) -> dict[str, Any]:
+    """Measured once for each training."""
+    from mrp.evaluate.serving_speed import serving
+
+    made_by = record["fingerprint"]
+    if trial.file.is_file():
+        known: dict[str, Any] = read_json(trial.file).get("cost", {}).get("serving", {})
+        if known.get("made_by") == made_by:
+            return known
+    return serving(trial.run) | {"made_by": made_by}
 
 
 def _cost(run: Run, record: dict[str, Any]) -> dict[str, Any]:

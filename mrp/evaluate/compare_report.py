@@ -124,7 +124,14 @@ def _cost(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "disk_bytes": max(c["disk_bytes"] for c in costs),
         "peak_gib": max(peaks) if peaks else None,
         "device": costs[0]["device"],
+        "serving": _serving([cost["serving"] for cost in costs]),
     }
+
+
+def _serving(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean speed over seeds; sizes are of one run."""
+    speed = sum(one["tokens_per_second"] for one in found) / len(found)
+    return found[0] | {"tokens_per_second": round(speed, 1)}
 
 
 # -- the report ------------------------------------------------------------------------------------------------------
@@ -258,7 +265,28 @@ def _costs(results: dict[str, Any]) -> list[Block]:
         for arm, cost in results["costs"].items()
     ]
     head = ["arm", "training a run", "tokens", "on disk beside the base", "peak memory of the GPU", "on"]
-    return [Table(head, rows), Text("Tokens a second when serving are not measured here.")]
+    return [Table(head, rows), *_serving_costs(results)]
+
+
+def _serving_costs(results: dict[str, Any]) -> list[Block]:
+    """What each arm takes to serve, beside a merged model for each character."""
+    count = len(results["characters"])
+    rows = []
+    for arm, cost in results["costs"].items():
+        found = cost["serving"]
+        base, own = found["base_bytes"], found["own_bytes"]
+        sizes = [size_text(size) for size in (base, base + own, count * base)]
+        rows.append([arm, f"{found['tokens_per_second']:.1f}", *sizes])
+    head = ["arm", "tokens a second", "merged into one", "base and what is beside it"]
+    head.append(f"{count} merged models")
+    chats = next(iter(results["costs"].values()))["serving"]["chats"]
+    note = (
+        f"Serving: {chats} chats at once, greedy replies of a fixed length, by this program in one process, loaded as"
+        " `mrp serve` loads the run. The sizes are what lies on the disk, and about what the weights take in memory; a"
+        " model with voices cannot be merged into one without losing them, and models for each character stand in"
+        " memory together."
+    )
+    return [Table(head, rows), Text(note)]
 
 
 def _made(results: dict[str, Any]) -> list[Block]:

@@ -46,7 +46,8 @@ class Judge:
         """Whether several texts may stand in one row."""
         from mrp.models.loss import keeps_apart
 
-        return keeps_apart(self.model)
+        with self.on.autocast_context():  # the adapter's numbers may be finer than the base's
+            return keeps_apart(self.model)
 
 
 @dataclass(frozen=True)

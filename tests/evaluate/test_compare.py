@@ -38,6 +38,8 @@ def test_each_arm_and_seed_has_its_results(experiment: Path) -> None:
     assert files == ["file-order-seed-0.json", "shuffled-seed-0.json"]
     one = read_json(folder / "results" / files[0])
     assert one["arm"] == "file order" and one["options"] == ARMS["file order"] and one["cost"]["disk_bytes"] > 1000
+    served = one["cost"]["serving"]
+    assert served["tokens_per_second"] > 0 and served["own_bytes"] == one["cost"]["disk_bytes"] < served["base_bytes"]
     results = read_json(folder / "compare.json")
     assert list(results["arms"]) == ["prompt only", "shuffled", "file order"]
     assert len(results["pairs"]) == 3 and all("loss" in pair for pair in results["pairs"])
@@ -48,6 +50,14 @@ def test_each_arm_and_seed_has_its_results(experiment: Path) -> None:
     page = (folder / "compare.html").read_text(encoding="utf-8")
     assert "<svg" in page and "<script" not in page and "file order" in page
     assert "| shuffled |" in (folder / "compare.md").read_text(encoding="utf-8")
+
+
+def test_an_adapter_beside_a_base_in_half_precision_is_measured(tmp_path: Path, tiny_base: Path) -> None:
+    """Arms are not merged, so the adapter is in finer numbers than the base."""
+    write_project(tmp_path, tiny_base, data={"held_out": 0.34}, train={"precision": "bf16"})
+    write_yaml(tmp_path / "experiment.yaml", {"run": "mrp.yaml", "arms": {"one": {}}, "replies": 1, "lines": 1})
+    results = compare(tmp_path / "experiment.yaml")
+    assert results["arms"]["one"]["loss"]["value"] < results["arms"]["prompt only"]["loss"]["value"]
 
 
 def test_what_is_done_is_skipped_and_what_is_missing_is_done(
@@ -91,7 +101,8 @@ def trial(arm: str, seed: int, losses: dict[str, float], right: float) -> dict[s
         "held_out_loss": {"a": {"before": 4.0, "after": 3.0}},
         "epochs": [{"held_out_loss": {"a": 3.0 + seed}}, {"held_out_loss": {"a": 3.5 + seed}}],
     }
-    cost = {"seconds": 10.0 + seed, "tokens": 100, "disk_bytes": 5, "peak_gib": None, "device": "cpu"}
+    cost: dict[str, Any] = {"seconds": 10.0 + seed, "tokens": 100, "disk_bytes": 5, "peak_gib": None, "device": "cpu"}
+    cost["serving"] = {"tokens_per_second": 20.0 + seed, "chats": 4, "base_bytes": 100, "own_bytes": 5}
     return {
         "arm": arm,
         "seed": seed,
@@ -118,5 +129,6 @@ def test_arms_meet_on_the_same_lines_and_seeds() -> None:
     assert pair["accuracy"]["value"] == 1
     assert results["curves"]["x"] == {"a": [4.0, 3.5, 4.0]}
     assert results["costs"]["y"]["seconds"] == 10.5
+    assert results["costs"]["y"]["serving"]["tokens_per_second"] == 20.5
     found = " ".join(conclusions(results))
     assert "x is best with 100 %" in found and "surely better than y" in found
