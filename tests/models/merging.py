@@ -36,6 +36,14 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def widen(model: Any) -> None:
+    """Draw a model's matrices so wide that its logits differ from token to token."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.15)
+
+
 def make_base(folder: Path, dtype: torch.dtype = BF16, tied: bool = True, max_shard_size: str = "1GB") -> Path:
     """A two-layer Llama with weights wide enough that its logits differ from token to token."""
     config = transformers.LlamaConfig(
@@ -51,10 +59,7 @@ def make_base(folder: Path, dtype: torch.dtype = BF16, tied: bool = True, max_sh
     )
     torch.manual_seed(7)
     model = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 0.15)
+    widen(model)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     save_tokenizer(folder)
     (folder / "LICENSE").write_text("Do as you like.\n", encoding="utf-8")

@@ -30,6 +30,7 @@ from merging import (  # noqa: E402  # they need peft
     contents,
     make_adapter,
     make_base,
+    widen,
 )
 
 THREE_ROWS = 4 * 32 * 3  # bytes of a block of three rows of the tiny model, so that its matrices have many
@@ -136,10 +137,8 @@ def test_biases_and_all_formats_go_through_the_sweep(tmp_path: Path, dtype: torc
     )
     torch.manual_seed(7)
     model = transformers.Qwen2ForCausalLM(config)
+    widen(model)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 0.15)
         for layer in model.model.layers:
             layer.self_attn.q_proj.bias.normal_(0, 0.5)
     base = make_base(tmp_path / "base")  # for its tokenizer
