@@ -108,8 +108,9 @@ class TrainOptions(StrictModel):
     adapter_bits: Literal[32, 16] = 32
     """Numbers that the adapter is kept and updated in. 16 saves memory (1 GiB of a 7B model at rank 64) and ends a
     little worse (0.009 nats, docs/experiments.md)."""
-    epochs: int = Field(3, ge=1, le=1000)
-    """Passes over the training samples; the best one (by the dev slice) is kept."""
+    epochs: int = Field(3, ge=0, le=1000)
+    """Passes over the training samples; the best one (by the dev slice) is kept. 0, with `voices`: nothing is shared,
+    and each character has an adapter of its own alone."""
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     """Peak rate of AdamW; `decay` says how it falls over all epochs."""
     decay: Literal["cosine", "none"] = "cosine"
@@ -175,6 +176,9 @@ class TrainOptions(StrictModel):
             raise ValueError("the fast kernels train LoRA only|set train.kernels: auto, or train.method: lora")
         if self.method == "full" and self.voices:
             raise ValueError("voices go with an adapter, not with full fine-tuning|set train.method: lora")
+        if not self.epochs and not self.voices:
+            what = "train.epochs: 0 leaves nothing to learn where no voices are trained"
+            raise ValueError(f"{what}|set train.epochs: 1 or more, or train.voices: true for an adapter each")
         if self.offload and self.voices:
             raise ValueError("voices are trained without offloading|set train.offload: false, or train.voices: false")
         if self.voice_contrast and not self.voices:

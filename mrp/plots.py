@@ -1,4 +1,4 @@
-"""Plots for reports, as SVG to stand inside an HTML page: bars, histograms, heat maps.
+"""Plots for reports, as SVG to stand inside an HTML page: bars, histograms, curves, intervals, heat maps.
 
     bars(["唐三藏", "孙悟空"], {"replies": [671, 1842]}, "replies a character")
 
@@ -102,10 +102,19 @@ def histogram(edges: Sequence[int], counts: Sequence[float], title: str, axis: s
 
 
 @_with_own_settings
-def curves(series: Mapping[str, Sequence[float]], title: str, axis: str, first: int = 0) -> Markup:
-    """A line for each series over steps `first`, `first` + 1 ...; its name stands at its end."""
+def curves(
+    series: Mapping[str, Sequence[float]],
+    title: str,
+    axis: str,
+    first: int = 0,
+    span: tuple[float, float] | None = None,
+) -> Markup:
+    """A line for each series over steps `first`, `first` + 1 ...; its name stands at its end.
+
+    `span`: the lowest and highest value to make room for, where several plots share it; else those of the series.
+    """
     values = [value for line in series.values() for value in line]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    low, high = span or ((min(values), max(values)) if values else (0.0, 1.0))
     chart, axes = _chart(190, [f"{high:.2f}"], title)
     steps = max((len(line) for line in series.values()), default=1)
     ends: list[tuple[float, str, str]] = []
@@ -114,19 +123,42 @@ def curves(series: Mapping[str, Sequence[float]], title: str, axis: str, first: 
         axes.plot(range(first, first + len(line)), line, color=colour, linewidth=1.6, marker="o", markersize=3)
         if line:
             ends.append((line[-1], _fit(name, 110), colour))
-    span = (high - low) or 1.0
+    height = (high - low) or 1.0
     place = -float("inf")
     for value, name, colour in sorted(ends):  # names that would cover each other move up
-        place = max(value, place + span * 0.07)
+        place = max(value, place + height * 0.07)
         axes.text(
             first + steps - 1 + 0.04 * max(steps - 1, 1), place, name, color=colour, fontsize=FONT - 2, va="center"
         )
     axes.set_xlim(first - 0.05 * max(steps - 1, 1), first + steps - 1 + 0.42 * max(steps - 1, 1))
-    axes.set_ylim(low - span * 0.06, max(high, place) + span * 0.08)
+    axes.set_ylim(low - height * 0.06, max(high, place) + height * 0.08)
     axes.set_xticks(range(first, first + steps))
     axes.set_xlabel(axis, color=_SOFT)
     axes.locator_params(axis="y", nbins=5)
     axes.grid(axis="y", color=_LINE, linewidth=0.7)
+    return _svg(chart, title)
+
+
+@_with_own_settings
+def intervals(rows: Mapping[str, tuple[float, float | None, float | None]], title: str) -> Markup:
+    """A point for each row at its value, a line from its low to its high end (None: no interval), the value beside."""
+    chart, axes = _chart(len(rows) * (ROW + 7), list(rows), title, bottom=BOTTOM - 14)
+    ends = [end for row in rows.values() for end in row if end is not None]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    span = (high - low) or 1.0
+    digits = 0 if span >= 20 else 1 if span >= 2 else 2 if span >= 0.2 else 3
+    for place, (value, least, most) in enumerate(rows.values()):
+        if least is not None and most is not None:
+            axes.plot([least, most], [place, place], color=SERIES[0], linewidth=5, alpha=0.35, solid_capstyle="round")
+        axes.plot([value], [place], color=SERIES[0], marker="o", markersize=6)
+        axes.text(high + span * 0.06, place, f"{value:.{digits}f}", va="center", color=_INK, fontsize=FONT - 1)
+    axes.set_xlim(low - span * 0.06, high + span * 0.3)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [_fit(label, MOST_LABEL) for label in rows])
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xticks([tick for tick in axes.get_xticks() if low - span * 0.06 <= tick <= high + span * 0.01])
+    axes.grid(axis="x", color=_LINE, linewidth=0.7)
+    axes.set_axisbelow(True)
     return _svg(chart, title)
 
 

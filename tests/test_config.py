@@ -80,7 +80,7 @@ def test_values_of_flags(run_file: Path, key: str, text: str, value: object) -> 
         ("", "2", "unknown option ''", "known: "),
         ("train.epochs", "two", "valid integer, not 'two'", "correct"),
         ("train.epochs", "", "valid integer, not None", "correct"),
-        ("train.epochs", "0", "greater than or equal to 1, not 0", "correct"),
+        ("train.epochs", "-1", "greater than or equal to 0, not -1", "correct"),
         ("train.epochs", "true", "valid integer, not True", "correct"),
         ("train.epochs", "[1", "broken YAML", "quotes"),
         ("data.held_out", "0.9", "less than or equal to 0.5, not 0.9", "correct"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from mrp.page import bullets, examples, figure, figures, paragraph, side_by_side, subtitle, table, tiles
-from mrp.plots import curves, heat_map
+from mrp.plots import curves, heat_map, intervals
 
 WIDE = 12  # characters up to which a confusion matrix stands in Markdown too
 
@@ -75,6 +75,15 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Plots of points with their intervals: (title, (value, low, high) of each row) each, with one caption; on the page
+    alone."""
+
+    several: list[tuple[str, dict[str, tuple[float, float | None, float | None]]]]
+    caption: str
+
+
+@dataclass(frozen=True)
 class Quotes:
     """(who, question, answer) each."""
 
@@ -89,7 +98,7 @@ class Compared:
     said: list[tuple[str, str]]
 
 
-Block = Text | Title | List | Table | Tiles | Matrices | Curves | Quotes | Compared
+Block = Text | Title | List | Table | Tiles | Matrices | Curves | Intervals | Quotes | Compared
 
 
 def html(block: Block) -> Markup:
@@ -110,8 +119,13 @@ def html(block: Block) -> Markup:
     if isinstance(block, Quotes):
         return examples(block.items)
     if isinstance(block, Curves):
-        lines = [curves(series, title, block.axis) for title, series in block.several]
+        values = [value for _, series in block.several for line in series.values() for value in line]
+        span = (min(values), max(values)) if values else None  # the same for all, so that heights can be compared
+        lines = [curves(series, title, block.axis, span=span) for title, series in block.several]
         return figures([figure(plot, "") for plot in lines]) + paragraph(block.caption)
+    if isinstance(block, Intervals):
+        points = [intervals(rows, title) for title, rows in block.several]
+        return figures([figure(plot, "") for plot in points]) + paragraph(block.caption)
     plots = [heat_map(block.names, block.names, rows, title, block.axis, edges=False) for title, rows in block.several]
     return figures([figure(plot, "") for plot in plots]) + paragraph(block.caption)
 
@@ -132,7 +146,7 @@ def markdown(block: Block) -> list[str]:
         return [*(f"- {label}: **{value}**" for label, value in block.values), ""]
     if isinstance(block, Quotes):
         return [*(f"- **{who}**, asked {_cell(q)!r}: {_cell(text)}" for who, q, text in block.items), ""]
-    if isinstance(block, Curves) or len(block.names) > WIDE:
+    if isinstance(block, Curves | Intervals) or len(block.names) > WIDE:
         return []
     lines = []
     for title, rows in block.several:

@@ -41,7 +41,7 @@ def eval_command(path: Path, flags: dict[str, str], report: Reporter, **options:
 def compare_command(path: Path, report: Reporter, threads: int) -> dict[str, Any]:
     """Do what is missing of an experiment, and tell what was found."""
     from mrp.evaluate.compare import compare
-    from mrp.evaluate.compare_report import conclusions
+    from mrp.evaluate.compare_findings import conclusions
 
     command = shlex.join(["mrp", "compare", str(path)])
     try:

@@ -38,7 +38,7 @@ class Experiment(StrictModel):
     """Each arm is trained once with each."""
     out: str = "compare"
     """The folder of the experiment, seen from this file."""
-    parts: list[str] = ["identity", "voice"]
+    parts: list[str] = ["identity", "voice", "retention"]
     """What is measured: parts of `mrp eval`."""
     replies: int = Field(0, ge=0)
     """Generated replies a character; 0: fitting the cast."""

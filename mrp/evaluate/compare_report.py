@@ -9,21 +9,33 @@ Intervals are over scenes: what several seeds say of one scene stays together.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mrp.evaluate.blocks import Block, Curves, List, Table, Text, html, markdown
-from mrp.evaluate.findings import number, percent, surely
+from mrp.evaluate.compare_findings import (
+    FIGURES,
+    FORGOT,
+    LOWER_IS_BETTER,
+    PROMPT,
+    WORDS,
+    conclusions,
+    shown,
+    worst_rise,
+)
+from mrp.evaluate.compare_glance import glance
+from mrp.evaluate.compare_replies import confusion_blocks, confusions, reply_blocks, side_by_side
+from mrp.evaluate.findings import surely
 from mrp.evaluate.intervals import equal_shares, estimate
 from mrp.evaluate.voice import VIEWS
 from mrp.files import replacing, size_text
 from mrp.page import Section, page
 from mrp.report import duration_text
 
-PROMPT = "prompt only"  # the base with the persona, which is the other side of every evaluation
-FIGURES = ("loss", "accuracy", *VIEWS, "told another")
 SEED = 0  # of the bootstrap
+FURTHER = ("masked", "ten words")  # ways to look at a voice
 Values = dict[tuple[Any, ...], tuple[str, str, float, float]]  # by place: scene, character, value, weight
 
 
@@ -40,6 +52,8 @@ def compared(trials: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str
         "pairs": [_pair(a, b, values[a], values[b]) for a, b in itertools.combinations(values, 2)],
         "curves": {name: _curves(own) for name, own in arms.items()},
         "costs": {name: _cost(own) for name, own in arms.items()},
+        "confusion": confusions(arms),
+        "samples": side_by_side(arms),
         "options": {name: own[0]["options"] for name, own in arms.items()},
         "characters": trials[0]["characters"],
         "data": {f"{t['arm']}, seed {t['seed']}": t["data"]["fingerprint"] for t in trials},
@@ -60,12 +74,14 @@ def _values(trials: Sequence[dict[str, Any]], side: str) -> dict[str, Values]:
                 found[view][seed, k, scene, who] = scene, who, hit, 1
         for k, (scene, who, right, *_) in enumerate(own.get("swapped", {}).get("replies", [])):
             found["told another"][seed, k, scene, who] = scene, who, right, 1
+        for k, (before, after, tokens) in enumerate((own.get("retention") or {}).get("lines", [])):
+            found[FORGOT][seed, k] = f"everyday {k}", "", (after - before) / tokens, tokens
     return found
 
 
 def _figure(values: Values, key: str) -> dict[str, Any] | None:
     scenes, who, what, weights = zip(*values.values(), strict=True)
-    figure = estimate(what, scenes, SEED, _shares(who, weights), is_rate=key != "loss")
+    figure = estimate(what, scenes, SEED, _shares(who, weights), is_rate=key not in LOWER_IS_BETTER)
     return figure.as_json() if figure else None
 
 
@@ -140,15 +156,18 @@ def _serving(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def write_comparison(folder: Path, results: dict[str, Any]) -> None:
     """Write compare.html and compare.md into `folder`."""
     parts: list[tuple[str, list[Block]]] = [
+        ("At a glance", glance(results)),
         ("What was found", [List(conclusions(results)), Text("Brackets hold 95 % intervals over scenes.")]),
         ("The arms", _arms(results)),
         ("Pair by pair", _pairs(results)),
         ("What was learnt and forgotten", _forgotten(results)),
         ("What it cost", _costs(results)),
+        ("Who would say it", confusion_blocks(results)),
+        ("The same question, side by side", reply_blocks(results)),
         ("How it was made", _made(results)),
     ]
     parts = [part for part in parts if part[1]]
-    title = f"Comparison of {len(results['arms'])} ways to train {results['run']}"
+    title = f"Comparing {len(results['costs'])} ways to train {results['run']}"
     sections = [Section(name, [html(block) for block in blocks]) for name, blocks in parts]
     with replacing(folder / "compare.html") as file:
         file.write(page(title, " ".join(conclusions(results)[:2]), sections))
@@ -159,77 +178,47 @@ def write_comparison(folder: Path, results: dict[str, Any]) -> None:
         file.write("\n".join(lines).rstrip() + "\n")
 
 
-WORDS = {
-    "loss": "own loss",
-    "accuracy": "identity",
-    "as is": "voice",
-    "masked": "voice, masked",
-    "ten words": "voice, ten words",
-    "told another": "told another",
-}
-
-
-def conclusions(results: dict[str, Any]) -> list[str]:
-    """For each figure the best arm, and over which others it surely stands."""
-    found = []
-    for key in FIGURES:
-        arms = {name: own[key] for name, own in results["arms"].items() if own.get(key)}
-        if len(arms) < 2:
-            continue
-        sign = -1 if key == "loss" else 1
-        best = max(arms, key=lambda name: sign * arms[name]["value"])
-        beaten = [name for name in arms if name != best and _stands(results, best, name, key) == sign]
-        told = percent(arms[best]) if key != "loss" else number(arms[best])
-        rest = [name for name in arms if name != best and name not in beaten]
-        text = f"{WORDS[key][0].upper()}{WORDS[key][1:]}: {best} is best with {told}"
-        if beaten:
-            text += f"; surely better than {', '.join(beaten)}"
-        if rest:
-            text += f"; not surely better than {', '.join(rest)}"
-        found.append(f"{text}.")
-    return found
-
-
-def _stands(results: dict[str, Any], a: str, b: str, key: str) -> int:
-    """1 if arm `a` has surely more than `b`, -1 if less, 0 if nothing is sure."""
-    for pair in results["pairs"]:
-        if set(pair["arms"]) == {a, b}:
-            return surely(pair.get(key)) * (1 if pair["arms"][0] == a else -1)
-    return 0
-
-
-def _shown(key: str, figure: dict[str, Any] | None, sign: bool = False) -> str:
-    if figure is None or key == "loss":
-        return number(figure, 3, sign)
-    if not sign:
-        return percent(figure)
-    return number(
-        {name: 100 * figure[name] if figure[name] is not None else None for name in ("value", "low", "high")}, 1, True
-    )
-
-
 def _arms(results: dict[str, Any]) -> list[Block]:
     keys = [key for key in FIGURES if any(own.get(key) for own in results["arms"].values())]
-    rows = [[name, *(_shown(key, own.get(key)) for key in keys)] for name, own in results["arms"].items()]
+    rows = [[name, *(shown(key, own.get(key)) for key in keys)] for name, own in results["arms"].items()]
     note = (
         "Own loss: of held-out lines under their own identity, nats a token. Identity: the right one is the likeliest."
         " Voice: replies sound like their character; with names and signature words masked; by the first ten words."
-        " Told another: told to be somebody else in a scene, the reply sounds like the one it is told to be."
+        " Told another: told to be somebody else in a scene, the reply sounds like the one it is told to be. Everyday"
+        " talk forgot: how much loss on the base's own replies to everyday prompts rose, nats a token; asked of the"
+        " model without any character's voice, so an arm that has voices alone forgets nothing."
     )
-    return [Text(note), Table(["arm", *(WORDS[key] for key in keys)], rows)]
+    return [Text(note), *_tables("arm", keys, rows)]
 
 
 def _pairs(results: dict[str, Any]) -> list[Block]:
     keys = [key for key in FIGURES if any(pair.get(key) for pair in results["pairs"])]
     rows = [
-        [f"{pair['arms'][0]} minus {pair['arms'][1]}", *(_shown(key, pair.get(key), True) for key in keys)]
+        [f"{pair['arms'][0]} minus {pair['arms'][1]}", *(_marked(key, pair.get(key)) for key in keys)]
         for pair in results["pairs"]
     ]
     note = (
-        "On the same lines and prompts, with the same seeds. Loss in nats a token, all else in points of a hundred."
+        "On the same lines and prompts, with the same seeds. Own loss and what was forgotten in nats a token (less is"
+        " better), all else in points of a hundred (more is better). A star: the interval lies on one side of zero."
         " Each interval stands for itself: of twenty such differences that are none, about one looks sure."
     )
-    return [Text(note), Table(["arms", *(WORDS[key] for key in keys)], rows)]
+    return [Text(note), *_tables("arms", keys, rows)]
+
+
+def _marked(key: str, figure: dict[str, Any] | None) -> str:
+    """A difference; a star after the value where it is sure."""
+    text = shown(key, figure, True)
+    return text.replace(" [", "* [", 1) if surely(figure) else text
+
+
+def _tables(head: str, keys: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Block]:
+    """The figures that count in one table, and the further ways to look at voices in another: both fit a desk."""
+    tables: list[Block] = []
+    for some in ([key for key in keys if key not in FURTHER], [key for key in keys if key in FURTHER]):
+        if some:
+            cells = [[row[0], *(row[1 + keys.index(key)] for key in some)] for row in rows]
+            tables.append(Table([head, *(WORDS[key] for key in some)], cells))
+    return tables
 
 
 def _forgotten(results: dict[str, Any]) -> list[Block]:
@@ -239,8 +228,7 @@ def _forgotten(results: dict[str, Any]) -> list[Block]:
     ]
     rows = []
     for arm, lines in results["curves"].items():
-        worst = max(lines, key=lambda who: lines[who][-1] - min(lines[who]))
-        rise = lines[worst][-1] - min(lines[worst])
+        worst, rise = worst_rise(lines)
         rows.append(
             [
                 arm,
@@ -290,7 +278,10 @@ def _serving_costs(results: dict[str, Any]) -> list[Block]:
 
 
 def _made(results: dict[str, Any]) -> list[Block]:
-    options = {name: ", ".join(f"{k}: {v}" for k, v in own.items()) or "-" for name, own in results["options"].items()}
+    options = {
+        name: ", ".join(f"{k}: {json.dumps(v)}" for k, v in own.items()) or "-"
+        for name, own in results["options"].items()
+    }
     rows = [["command", results.get("command") or "-"], ["seeds", ", ".join(map(str, results["seeds"]))]]
     rows += [[f"arm {name}", text] for name, text in options.items()]
     rows += [["data", ", ".join(sorted({mark[:16] for mark in results["data"].values()}))]]

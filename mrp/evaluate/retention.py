@@ -86,7 +86,8 @@ def _places(one: Rendered) -> torch.Tensor:
 
 
 def retention_figures(sums: Sequence[tuple[float, float, float, int]], seed: int) -> dict[str, Any] | None:
-    """Mean loss of base and tuned model, the paired difference, and KL, nats a token; None for no replies."""
+    """Mean loss of base and tuned model, the paired difference, and KL, nats a token, and the `lines` behind them (sums
+    of base and tuned loss, tokens); None for no replies."""
     if not sums:
         return None
     tokens = [float(n) for *_, n in sums]
@@ -95,7 +96,7 @@ def retention_figures(sums: Sequence[tuple[float, float, float, int]], seed: int
     for name, values in (("base", base), ("tuned", tuned), ("forgot", difference(tuned, base)), ("kl", kl)):
         figure = estimate(values, range(len(sums)), seed, tokens)
         found[name] = figure.as_json() if figure else None
-    return found
+    return found | {"lines": [[before, after, count] for before, after, _, count in sums]}
 
 
 def _compare(base: Judge | torch.Tensor | None, tuned: Judge, one: Rendered) -> list[float]:

@@ -207,7 +207,9 @@ class Training:
         self.weights = adapter_parameters(self.model)  # of what all characters share
         size = sum(p.numel() * p.element_size() for p in self.weights.values())
         need_space(self.folder, 6 * size, "the adapter with its checkpoint")
-        self.best = checkpoint.load_best(self.folder) if self.state.step else {}
+        # without a pass of its own the adapter stays what it is: it adds nothing
+        untrained = {} if self.options.epochs else checkpoint.copy_of(self.weights)
+        self.best = checkpoint.load_best(self.folder) if self.state.step else untrained
         self.kernels: dict[str, str] = self.state.kernels
         self.optimizer_bytes = 0  # of the largest stage, in this process
         self._enter(self.state.stage)
@@ -240,18 +242,21 @@ class Training:
         )
         self.kernels |= {"voice_kernels": self.stage.passes.name, "voice_why": self.stage.passes.why}
         if self.state.stage != number:
-            adapted = next(e for e in self.state.epochs if e["epoch"] == self.state.best_epoch)
-            for who in ids:
-                self.state.voices[who] = {"epoch": None, "dev_loss": adapted["dev_losses"].get(who)}
+            kept = [e["dev_losses"] for e in self.state.epochs if e["epoch"] == self.state.best_epoch]
+            for who in ids:  # what a voice must better; nothing where no adapter was trained
+                self.state.voices[who] = {"epoch": None, "dev_loss": kept[0].get(who) if kept else None}
             self.report.line(f"voices of {', '.join(ids)}")
         self.state.stage = number
 
     def _adapter_stage(self) -> Stage:
         shards, world = self.strategy in SHARDS_MODEL, self.processes.world
-        options = self.options.model_copy(update={"kernels": "plain"}) if shards else self.options
+        plain = shards or not self.options.epochs  # no step, no shape of a step
+        options = self.options.model_copy(update={"kernels": "plain"}) if plain else self.options
         passes = choose_passes(self.model, self.weights, options, self.on, self.plan, world, self.report)
         if shards:
             passes.why = f"{self.strategy} cuts the weights that fast kernels want whole"
+        elif plain:
+            passes.why = "there is no adapter to train, only voices"
         if passes.name == "fast" and self.strategy == "zero2":
             self.strategy = "zero1"
             self.report.warn("zero2 is zero1 here: in a captured graph of fast kernels all gradients keep their place")

@@ -120,6 +120,8 @@ def realised_order(log: Path) -> dict[str, Any]:
 def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict[str, Any]) -> dict[str, Any]:
     """`run.json` of a finished training, whose adapter is written; `log` holds its steps."""
     after: dict[str, float] = next((e["held_out_loss"] for e in state.epochs if e["epoch"] == state.best_epoch), {})
+    if not run.config.train.epochs:  # the adapter is none
+        after = state.before
     with_voice = after | {who: v["held_out_loss"] for who, v in state.voices.items() if v.get("held_out_loss")}
     held = {}
     for name in state.before.keys() & after.keys():
@@ -167,7 +169,7 @@ def training_record(run: Run, state: State, plan: Plan, log: Path, machine: dict
 
 def _memory_predicted(run: Run, plan: Plan, machine: dict[str, Any]) -> dict[str, Any]:
     """What `mrp plan` would have said of this training's GPU memory, beside what was measured."""
-    if "gpu_memory_mib" not in machine:
+    if "gpu_memory_mib" not in machine or not run.config.train.epochs:
         return {}
     rows = []
     for step in plan.steps:

@@ -137,7 +137,7 @@ def plan_training(run: Run, template: ChatTemplate, world: int = 1, packed: bool
         items[name], too_long = render_all(part, template, run.cast, options.max_tokens)
         left_out += [{"set": name} | entry for entry in too_long]
     steps = plan_steps(samples, items["train"], run, template, world, packed)
-    if steps and options.voices:
+    if options.voices and (steps or not options.epochs):
         steps += plan_voices(samples, items["train"], run, template, packed)
     if not steps:
         fix = "raise train.max_tokens, or add dialogues"

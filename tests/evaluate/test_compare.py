@@ -15,8 +15,12 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from mrp.errors import InputError
+from mrp.evaluate.blocks import Compared, Table
 from mrp.evaluate.compare import compare, read_experiment
-from mrp.evaluate.compare_report import compared, conclusions
+from mrp.evaluate.compare_findings import beaten_on, conclusions, worst_rise
+from mrp.evaluate.compare_glance import glance
+from mrp.evaluate.compare_replies import reply_blocks
+from mrp.evaluate.compare_report import compared
 from mrp.files import read_json
 
 ARMS = {"shuffled": {}, "file order": {"data.order": "sequential"}}
@@ -49,6 +53,8 @@ def test_each_arm_and_seed_has_its_results(experiment: Path) -> None:
         assert len(curve) == 1 + min(4, steps)  # before, then four points of its one epoch
     page = (folder / "compare.html").read_text(encoding="utf-8")
     assert "<svg" in page and "<script" not in page and "file order" in page
+    assert results["samples"] and set(results["samples"][0]["said"]) == {"prompt only", "shuffled", "file order"}
+    assert list(results["confusion"]) == ["prompt only", "shuffled", "file order"]
     assert "| shuffled |" in (folder / "compare.md").read_text(encoding="utf-8")
 
 
@@ -132,3 +138,72 @@ def test_arms_meet_on_the_same_lines_and_seeds() -> None:
     assert results["costs"]["y"]["serving"]["tokens_per_second"] == 20.5
     found = " ".join(conclusions(results))
     assert "x is best with 100 %" in found and "surely better than y" in found
+
+
+def test_which_arm_stands_where_is_told_from_pairs_alone() -> None:
+    """x follows its identity better, y has the better loss: nobody plays best in everything."""
+    trials = [
+        *(trial("x", seed, {"a": 3.0, "b": 5.0}, 1.0) for seed in (0, 1)),
+        *(trial("y", seed, {"a": 2.5, "b": 4.5}, 0.0) for seed in (0, 1)),
+    ]
+    results = compared(trials, [0, 1])
+    assert beaten_on(results, "x") == {"loss": ["y"]} and beaten_on(results, "y") == {"accuracy": ["x"]}
+    said = conclusions(results)
+    assert "every arm is surely beaten somewhere" in said[0]
+    assert said[1] == "Surely beaten: x on own loss; y on identity."
+    (table,) = [block for block in glance(results) if isinstance(block, Table)]
+    assert [row[:2] for row in table.rows] == [["prompt only", "-"], ["x", "own loss"], ["y", "identity"]]
+    better = compared([*trials[:2], *(trial("y", seed, {"a": 2.5, "b": 4.5}, 1.0) for seed in (0, 1))], [0, 1])
+    assert beaten_on(better, "y") == {} and "only y is surely beaten nowhere" in conclusions(better)[0]
+    equal = compared([*trials[:2], *(one | {"arm": "y"} for one in trials[:2])], [0, 1])
+    assert "x and y are surely beaten nowhere, so these figures do not choose" in conclusions(equal)[0]
+
+
+def test_what_was_forgotten_of_everyday_talk_is_held_against_each_other() -> None:
+    """Replies of 2 and 4 tokens whose loss rose by 1 and 4 nats: (1 + 4) / 6 a token; y forgot half of it."""
+
+    def forgetting(arm: str, share: float) -> dict[str, Any]:
+        one = trial(arm, 0, {"a": 3.0}, 1.0)
+        one["sides"]["tuned"]["retention"] = {"lines": [[4.0, 4.0 + share, 2], [6.0, 6.0 + 4 * share, 4]]}
+        return one
+
+    results = compared([forgetting("x", 1.0), forgetting("y", 0.5)], [0])
+    assert results["arms"]["x"]["everyday talk"]["value"] == pytest.approx(5 / 6)
+    (pair,) = [p for p in results["pairs"] if p["arms"] == ["x", "y"]]
+    assert pair["everyday talk"]["value"] == pytest.approx(2.5 / 6) and pair["everyday talk"]["n"] == 2
+    assert "prompt only" in results["arms"] and "everyday talk" not in results["arms"]["prompt only"]
+    assert any("y is best with +0.417" in text for text in conclusions(results))
+
+
+def test_the_largest_rise_is_from_the_best_point_to_the_end() -> None:
+    assert worst_rise({"a": [4.0, 3.0, 3.5], "b": [4.0, 2.0, 2.25]}) == ("a", 0.5)
+    assert worst_rise({"a": [4.0, 3.0], "b": [2.0, 1.0]})[1] == 0.0
+
+
+def test_arms_stand_side_by_side_on_the_questions_that_all_were_asked() -> None:
+    def speaking(arm: str, seed: int, said: dict[str, str], confusion: list[list[float]]) -> dict[str, Any]:
+        one = trial(arm, seed, {"a": 3.0}, 1.0)
+        one["sides"]["tuned"]["identity"]["confusion"] = confusion
+        one["samples"] = [
+            {"character": "a", "question": q, "real": "Yes.", "base": "Hm.", "tuned": text} for q, text in said.items()
+        ]
+        return one
+
+    trials = [
+        speaking("x", 0, {"Who?": "I.", "Where?": "Here."}, [[1.0]]),
+        speaking("x", 1, {"Who?": "never shown"}, [[0.5]]),
+        speaking("y", 0, {"Who?": ""}, [[0.25]]),
+    ]
+    results = compared(trials, [0, 1])
+    assert results["confusion"] == {"x": [[0.75]], "y": [[0.25]]}  # of the prompt alone there is none here
+    (only,) = results["samples"]
+    assert only["question"] == "Who?" and only["said"] == {"prompt only": "Hm.", "x": "I.", "y": ""}
+    (compare_block,) = [block for block in reply_blocks(results) if isinstance(block, Compared)]
+    assert compare_block.said == [("real line", "Yes."), ("prompt only", "Hm."), ("x", "I."), ("y", "(nothing)")]
+
+
+def test_little_is_said_to_be_little() -> None:
+    few = compared([trial("x", 0, {"a": 3.0}, 1.0), trial("y", 0, {"a": 2.0}, 1.0)], [0])
+    assert "1 scored lines, 1 replies and one seed an arm" in conclusions(few)[-1]
+    enough = few | {"seeds": [0, 1, 2], "arms": {"x": {"as is": few["arms"]["x"]["as is"] | {"n": 600}}}}
+    assert not any("too little to publish" in text for text in conclusions(enough))

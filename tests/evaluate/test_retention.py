@@ -76,3 +76,9 @@ def test_figures_weigh_tokens() -> None:
     assert found and found["base"]["value"] == 2 and found["tuned"]["value"] == 2.5
     assert found["forgot"]["value"] == 0.5 and found["kl"]["value"] == 1 and found["replies"] == 2
     assert retention_figures([], seed=0) is None
+
+
+def test_the_lines_are_what_the_figures_are_made_of() -> None:
+    found = retention_figures([(4.0, 5.0, 0.5, 2), (6.0, 10.0, 0.5, 4)], 0)
+    assert found is not None and found["lines"] == [[4.0, 5.0, 2], [6.0, 10.0, 4]]
+    assert found["forgot"]["value"] == pytest.approx(5 / 6)
