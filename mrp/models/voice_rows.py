@@ -95,12 +95,25 @@ class ReadyVoices:
         for number, who in enumerate(rows):
             if number < len(self._lying) and self._lying[number] == who:
                 continue
-            if who is None:
-                whole[number].zero_()
-            else:
-                whole[number].copy_(self._vector(who, device, kind))
+            self.put(who, whole[number])
         self._lying = [*rows, *self._lying[len(rows) :]]
         return whole[: len(rows)]
+
+    def put(self, who: str | None, row: torch.Tensor) -> None:
+        """Write a voice's weights into a vector of `room_for`; zeros for none."""
+        if who is None:
+            row.zero_()
+        else:
+            row.copy_(self._vector(who, row.device, row.dtype))
+
+    def room_for(self, rows: int, device: torch.device, kind: torch.dtype | None) -> torch.Tensor:
+        """(rows, numbers) of zeros: for voices in `kind`, or in their own number format."""
+        kind = kind or next(iter(next(iter(self.voices.values())).a.values())).dtype
+        return torch.zeros(rows, self._groups[-1].end, device=device, dtype=kind)
+
+    def reading(self, whole: torch.Tensor) -> RowsVoices:
+        """The voices that stand in `whole`, also when its rows are written anew."""
+        return RowsVoices(self._groups, whole)
 
     def _vector(self, who: str, device: torch.device, kind: torch.dtype) -> torch.Tensor:
         """All weights of a voice, B scaled; layers that it lacks and ranks that only others have are zeros."""

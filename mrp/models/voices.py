@@ -95,6 +95,26 @@ class VoiceBank:
         finally:
             self._choose(before)
 
+    def room_for(self, rows: int, device: torch.device, kind: torch.dtype | None) -> torch.Tensor:
+        """(rows, numbers) of zeros, in which `put` writes voices for `speaking_from`. `kind`: autocast's, if any."""
+        self._ready = self._ready or ReadyVoices(self.voices)
+        return self._ready.room_for(rows, device, kind)
+
+    def put(self, who: str | None, row: torch.Tensor) -> None:
+        """Write the voice of `who` into a row of `room_for`; zeros for none."""
+        self._ready = self._ready or ReadyVoices(self.voices)
+        self._ready.put(who, row)
+
+    @contextmanager
+    def speaking_from(self, whole: torch.Tensor) -> Iterator[None]:
+        """Within it the rows of a batch are spoken by what stands in the rows of `whole` at the time."""
+        before, self._ready = self._rows, self._ready or ReadyVoices(self.voices)
+        self._rows, self._speaking = (next(iter(self.voices)),) * len(whole), self._ready.reading(whole)
+        try:
+            yield
+        finally:
+            self._choose(before)
+
     def remove(self) -> None:
         """Take the voices off the model."""
         for hook in self._hooks:

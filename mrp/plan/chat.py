@@ -18,7 +18,15 @@ from mrp.plan.training import CONTEXT, MIB, WORKSPACE, quant_state_bytes
 SHORTEST = 256  # tokens of context
 SCORING = 400 * MIB  # of an evaluation: what CUDA loads to compute losses of packed rows, and logits of likelihoods
 PIECE = 512  # tokens of a prompt that the embedded engine reads at once
-WORKING = ("reading the prompt", "attention mask", "keys and values that grow", "a matrix in 16 bit", "workspace")
+GRAPH = 3 * MIB  # of a layer in the CUDA graph of a step: what CUDA keeps of its kernels
+WORKING = (
+    "reading the prompt",
+    "attention mask",
+    "keys and values that grow",
+    "a matrix in 16 bit",
+    "CUDA graph",
+    "workspace",
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ def predict_chat(shape: ModelShape, bits: int, context_tokens: int, chats: int =
     parts["keys and values that grow"] = 2 * 2 * shape.key * context_tokens
     if bits != 16:
         parts["a matrix in 16 bit"] = 2 * max(out * into for out, into in shape.linears)
+    parts["CUDA graph"] = GRAPH * shape.layers  # of steps of one row; more are made only where memory is left
     parts |= {"workspace": WORKSPACE, "CUDA context": CONTEXT}
     return ChatPrediction(parts, bits, context_tokens, chats)
 

@@ -26,6 +26,7 @@ from mrp.errors import MrpError
 from mrp.models.load import Hardware
 from mrp.plan.chat import PIECE
 from mrp.play.engine import Request, Token
+from mrp.play.graphs import GraphedSteps
 from mrp.play.kv import GROWTH, KeysValues, Row, RowsReader
 from mrp.play.parked import Parked, shared_beginning
 from mrp.play.sampling import Drawing, choose_tokens
@@ -47,6 +48,7 @@ class Stats:
     reused: int = 0
     generated: int = 0
     dropped: int = 0  # caches, because memory was short
+    graphed: int = 0  # steps that were one CUDA graph
     cache_bytes: int = 0  # of parked ones and those in use
 
 
@@ -85,6 +87,7 @@ class TransformersEngine:
         self.stats = Stats()
         reader = RowsReader(model, on)
         self._reader = reader if reader.fits() else None  # None: one stream after another, nothing reused
+        self.steps = GraphedSteps(reader, voices)  # of one token a row, on a GPU
         limit = _free_bytes(on) if cache_bytes is None else cache_bytes
         self._parked = Parked(limit, partial(_count_drop, self.stats, on_drop))  # not a method: no cycle keeps a model
         self._bytes_each = 0.0  # of a token; known when one was read
@@ -302,6 +305,11 @@ class TransformersEngine:
         kept = [stream.kept for stream in streams if stream.kept is not None]
         if self._reader is not None:
             rows = [Row(one, ids) for one, ids in zip(kept, pieces, strict=True)]
+            if all(len(ids) == 1 for ids in pieces):
+                logits = self.steps.read(rows, self._spare_bytes)
+                if logits is not None:
+                    self.stats.graphed += 1
+                    return logits
             voices = [one.voice for one in kept]
             with self._voices(voices if len(set(voices)) > 1 else voices[:1]):
                 return self._reader.read_ends(rows)
@@ -364,6 +372,11 @@ class TransformersEngine:
             return self._reader is None
         tokens = max(len(stream.request.ids) + min(stream.left, ROOM), GROWTH)
         return self._bytes_in_use() + int(tokens * self._bytes_each) <= self._parked.limit
+
+    def _spare_bytes(self) -> int:
+        """Of the GPU: what is free beside the keys and values that are still to come."""
+        to_come = self._parked.limit - self._parked.bytes - self._bytes_in_use()
+        return int(torch.cuda.mem_get_info()[0]) - max(0, to_come)
 
     def _bytes_in_use(self) -> int:
         """Of those at work, with what they will take for sure."""

@@ -14,7 +14,7 @@ transformers are found by `RowsReader.fits`, which asks both.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,16 +52,26 @@ class KeysValues:
         """Keep keys and values (heads, T, size) from position `start` on. A layer's storage grows by itself, so only
         one layer stands twice in memory while it is copied."""
         end = start + key.shape[1]
-        kept = self.layers.get(layer)
-        if kept is None or kept[0].shape[1] < end:
-            capacity = max(-(-end // GROWTH) * GROWTH, self.reserve)
-            self.layers[layer] = (
-                _grown(kept and kept[0], key, capacity, start),
-                _grown(kept and kept[1], value, capacity, start),
-            )
+        if layer not in self.layers or self.layers[layer][0].shape[1] < end:
+            self._grow(layer, start, end, key, value)
         keys, values = self.layers[layer]
         keys[:, start:end] = key
         values[:, start:end] = value
+
+    def make_room(self, end: int) -> None:
+        """Storage for `end` tokens in each layer that has one."""
+        for layer, (keys, values) in self.layers.items():
+            if keys.shape[1] < end:
+                self._grow(layer, len(self.ids), end, keys, values)
+
+    def _grow(self, layer: int, used: int, end: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Storage for `end` tokens, like `key` and `value`, with the `used` ones that there are."""
+        kept = self.layers.get(layer)
+        capacity = max(-(-end // GROWTH) * GROWTH, self.reserve)
+        self.layers[layer] = (
+            _grown(kept and kept[0], key, capacity, used),
+            _grown(kept and kept[1], value, capacity, used),
+        )
 
     def copy(self, count: int) -> KeysValues:
         """The first `count` tokens by themselves."""
@@ -96,7 +106,7 @@ class _Now(threading.local):
 _now = _Now()
 
 
-class _RowsCache(Cache):  # type: ignore[misc]
+class RowsCache(Cache):  # type: ignore[misc]
     """Hands keys and values on as they are: `_attend` keeps them, row by row."""
 
     def __init__(self, seen: int) -> None:
@@ -219,20 +229,20 @@ class RowsReader:
     def _run(
         self, rows: Sequence[Row], ids: torch.Tensor, positions: torch.Tensor, keep: Any, in_one: bool = False
     ) -> torch.Tensor:
-        cache = _RowsCache(max(len(row.kept.ids) for row in rows))
-        with torch.no_grad(), self.on.autocast_context(), self._by_rows(rows, in_one):
+        cache = RowsCache(max(len(row.kept.ids) for row in rows))
+        with torch.no_grad(), self.on.autocast_context(), self.attending(rows, ATTENTION, in_one):
             found = self.model(
                 input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep
             ).logits
         return torch.as_tensor(found)
 
     @contextmanager
-    def _by_rows(self, rows: Sequence[Row], in_one: bool) -> Iterator[None]:
-        """Within it the model's attention goes by rows; outside it is as it was."""
+    def attending(self, rows: Sequence[Row], attention: str, in_one: bool = False) -> Iterator[None]:
+        """Within it the model's attention is the one of that name; outside it is as it was."""
         before = [config._attn_implementation_internal for config in self._configs]
         try:
             for config in self._configs:
-                config._attn_implementation_internal = ATTENTION
+                config._attn_implementation_internal = attention
             _now.rows, _now.in_one = rows, in_one
             yield
         finally:
@@ -264,6 +274,9 @@ class RowsReader:
             raise
         except Exception:  # a model's own code may fail in any way when it is asked for what it cannot do
             return False
+        return self.is_near(found, wanted) and self.is_near(again, wanted)
+
+    def is_near(self, found: Iterable[torch.Tensor], wanted: Iterable[torch.Tensor]) -> bool:
+        """Whether the logits (V,) of each row are the same but for rounding."""
         near = 1e-3 if self.on.weights == torch.float32 else 0.3  # of the spread of the logits
-        pairs = [*zip(found, wanted, strict=True), *zip(again, wanted, strict=True)]
-        return all(float((a - b).abs().max()) < near * float(b.std()) for a, b in pairs)
+        return all(float((a - b).abs().max()) < near * float(b.std()) for a, b in zip(found, wanted, strict=True))

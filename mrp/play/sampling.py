@@ -45,14 +45,14 @@ def choose_tokens(logits: torch.Tensor, rows: list[Drawing]) -> list[Token]:
     plain = all(row.sampling.temperature == 0 and not _is_penalised(row) for row in rows)
     if plain and all(row.sampling.top_logprobs is None for row in rows):
         return [_said(row, Token(token)) for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True)]
-    logits = logits.float().cpu()
+    logits = logits.float()
     chosen = _chosen(_penalised(logits, rows), rows)
     return [_said(row, _with_logprobs(logits[k], chosen[k], row.sampling)) for k, row in enumerate(rows)]
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """The next token from (V,) logits: greedy, or nucleus sampling (Holtzman et al. 2019, arXiv 1904.09751)."""
-    return _chosen(logits[None].float().cpu(), [Drawing(sampling, generator)])[0]
+    return _chosen(logits[None].float(), [Drawing(sampling, generator)])[0]
 
 
 def _said(row: Drawing, token: Token) -> Token:
@@ -72,8 +72,8 @@ def _penalised(logits: torch.Tensor, rows: list[Drawing]) -> torch.Tensor:
     logits = logits.clone()
     for k, row in enumerate(rows):
         if _is_penalised(row):
-            ids = torch.tensor(list(row.said))
-            counts = torch.tensor(list(row.said.values()), dtype=logits.dtype)
+            ids = torch.tensor(list(row.said), device=logits.device)
+            counts = torch.tensor(list(row.said.values()), dtype=logits.dtype, device=logits.device)
             logits[k, ids] -= row.sampling.presence_penalty + row.sampling.frequency_penalty * counts
     return logits
 
@@ -84,22 +84,23 @@ def _chosen(logits: torch.Tensor, rows: list[Drawing]) -> list[int]:
     if not drawing:
         return list(likeliest)
     own = logits[drawing]
-    heat = torch.tensor([rows[k].sampling.temperature for k in drawing], dtype=torch.float64)[:, None]
+    heat = torch.tensor([rows[k].sampling.temperature for k in drawing], dtype=torch.float64)[:, None].to(own.device)
     heated = ((own - own.amax(-1, keepdim=True)).double() / heat).float()  # no overflow near 0
     probabilities = torch.softmax(heated, -1)
+    found = probabilities.topk(min(LIKELIEST, probabilities.shape[1]))
+    ordered, index = found.values.cpu(), found.indices.cpu()  # a GPU hands over the likeliest, not the vocabulary
     for at, k in enumerate(drawing):
         draw = float(torch.rand((), generator=rows[k].generator, dtype=torch.float64))
-        likeliest[k] = _drawn(probabilities[at], rows[k].sampling.top_p, draw)
+        likeliest[k] = _drawn(probabilities[at], ordered[at], index[at], rows[k].sampling.top_p, draw)
     return list(likeliest)
 
 
-def _drawn(probabilities: torch.Tensor, top_p: float, draw: float) -> int:
-    """The token at the place `draw` (0 to 1) of the nucleus of (V,) probabilities."""
+def _drawn(probabilities: torch.Tensor, ordered: torch.Tensor, index: torch.Tensor, top_p: float, draw: float) -> int:
+    """The token at the place `draw` (0 to 1) of the nucleus of (V,) probabilities, the likeliest of which are known."""
     if top_p >= 1:
-        return _place(probabilities, draw)
-    ordered, index = probabilities.topk(min(LIKELIEST, len(probabilities)))
+        return _place(probabilities.cpu(), draw)
     if float(ordered.sum()) < top_p and len(ordered) < len(probabilities):
-        ordered, index = probabilities.sort(descending=True)
+        ordered, index = probabilities.cpu().sort(descending=True)
     before = ordered.cumsum(0) - ordered  # what the likelier ones sum up to: 0 for the first, so one is always left
     nucleus = ordered[before < top_p] if top_p > 0 else ordered[:1]
     return int(index[_place(nucleus, draw)])
