@@ -1,6 +1,7 @@
 """Tokens a second of chats on a GPU: steps as CUDA graphs beside the ordinary way, in turns, in one process.
 
     python benchmarks/chat_speed.py                                   # SmolLM2-135M, 1.8B and 7B; 1, 4 and 16 chats
+    python benchmarks/chat_speed.py --voices 4                        # each chat with one of four voices of rank 8
     python benchmarks/chat_speed.py --shapes 7B --chats 1 --profile   # and which kernels a step spends its time in
 
 SmolLM2-135M-instruct in bf16; the shapes of chat_memory.py with random weights in 4 bit (NF4) under an unmerged adapter
@@ -53,32 +54,52 @@ def model_of(shape: str) -> tuple[Any, int]:
     return adapted(build(shape, 4)), COMMON["vocab_size"]
 
 
-def all_say(engine: Any, prompts: list[list[int]], count: int) -> tuple[list[list[int]], float]:
+def voices_of(model: Any, count: int) -> Any:
+    """So many voices of rank 8 with random weights, on all linear layers; None for none."""
+    import torch
+
+    from mrp.models.voices import new_voices
+
+    if not count:
+        return None
+    bank = new_voices(model, [f"voice{k}" for k in range(count)], rank=8, alpha=16, seed=0)
+    for name, weights in bank.parameters().items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(weights.data, std=0.005)
+        weights.requires_grad_(False)
+    return bank
+
+
+def all_say(engine: Any, prompts: list[list[int]], count: int, voices: int = 0) -> tuple[list[list[int]], float]:
     """What is said to all prompts at once, and the seconds since the last of them was read."""
     from mrp.play.engine import Request, Sampling
 
-    def one(ids: list[int]) -> tuple[list[int], float]:
+    def one(k: int) -> tuple[list[int], float]:
         found, first = [], 0.0
-        for token in engine.stream(Request(ids, Sampling(0, max_new_tokens=count))):
+        who = f"voice{k % voices}" if voices else None
+        for token in engine.stream(Request(prompts[k], Sampling(0, max_new_tokens=count), voice=who)):
             found.append(token.id)
             first = first or time.perf_counter()
         return found, first
 
     with ThreadPoolExecutor(len(prompts)) as pool:
-        said = list(pool.map(one, prompts))
+        said = list(pool.map(one, range(len(prompts))))
     began = max(first for _, first in said)  # the last to have read its prompt
     seconds = time.perf_counter() - began
     return [ids for ids, _ in said], seconds
 
 
-def compare(model: Any, vocabulary: int, shape: str, chats: int, rounds: int, until: float) -> dict[str, Any]:
+def compare(
+    model: Any, vocabulary: int, shape: str, chats: int, rounds: int, until: float, voices: int
+) -> dict[str, Any]:
     import torch
 
     from mrp.models.load import hardware
     from mrp.play.embedded import TransformersEngine
 
     on = hardware("bf16")
-    graphed, plain = (TransformersEngine(model, on, cache_bytes=4 * 2**30) for _ in range(2))
+    bank = voices_of(model, voices)
+    graphed, plain = (TransformersEngine(model, on, bank, cache_bytes=4 * 2**30) for _ in range(2))
     plain.steps.why = "the ordinary way is asked for"
     prompts = [random_ids(PROMPT + k, 10 * chats + k, vocabulary) for k in range(chats)]
     rate: dict[str, list[float]] = {"graphed": [], "ordinary": []}
@@ -89,16 +110,18 @@ def compare(model: Any, vocabulary: int, shape: str, chats: int, rounds: int, un
             break
         for name, engine in (("graphed", graphed), ("ordinary", plain)):
             torch.cuda.synchronize()
-            said[name], seconds = all_say(engine, prompts, REPLY)
+            said[name], seconds = all_say(engine, prompts, REPLY, voices)
             if turn:
                 rate[name].append(chats * (REPLY - 1) / seconds)
         if not turn:
             warm = time.perf_counter() - began
+    if bank is not None:
+        bank.remove()
     pairs = list(zip(said["graphed"], said["ordinary"], strict=True))
     alike = [next((k for k, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), REPLY) for pair in pairs]
     medians = {name: statistics.median(found) for name, found in rate.items() if found}
     return {
-        "shape": shape, "chats": chats, "rounds": len(rate["ordinary"]),
+        "shape": shape, "chats": chats, "voices": voices, "rounds": len(rate["ordinary"]),
         "tokens_a_second": {name: round(found, 1) for name, found in medians.items()},
         "times_as_fast": round(medians["graphed"] / medians["ordinary"], 2),
         "same": sum(a == b for a, b in pairs) / chats, "first": round(sum(alike) / chats / REPLY, 3),
@@ -168,6 +191,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=[SMOL, "1.8B", "7B"], choices=[SMOL, *SHAPES])
     parser.add_argument("--chats", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--voices", type=int, default=0, help="so many, by turns among the chats")
     parser.add_argument("--deadline", type=float, default=600, help="seconds after which nothing new begins")
     parser.add_argument("--profile", action="store_true")
     chosen = parser.parse_args()
@@ -177,8 +201,9 @@ def main() -> None:
             model, vocabulary = model_of(shape)
             for chats in chosen.chats:
                 if time.perf_counter() < until:
-                    print(json.dumps(compare(model, vocabulary, shape, chats, chosen.rounds, until)), flush=True)
-            if shape != SMOL and time.perf_counter() < until:
+                    found = compare(model, vocabulary, shape, chats, chosen.rounds, until, chosen.voices)
+                    print(json.dumps(found), flush=True)
+            if shape != SMOL and not chosen.voices and time.perf_counter() < until:
                 print(json.dumps(fill(model, vocabulary, shape)), flush=True)
             for chats, is_graphed in ((1, True), (1, False), (4, True)) if chosen.profile else ():
                 if time.perf_counter() < until:

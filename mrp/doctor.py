@@ -181,6 +181,9 @@ def _torch() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             yield _gpu(torch, number, cards)
+        if importlib.util.find_spec("triton") is None:
+            what = "not installed: chats and training on the GPU go without CUDA graphs and fused kernels, more slowly"
+            yield Finding("machine", "triton", "warning", what, "pip install triton (on Windows: triton-windows)")
     elif cards and not torch.version.cuda:
         what = f"{'; '.join(cards)}: but this torch was built for the CPU alone"
         yield Finding("machine", "GPU", "warning", what, "pip install --force-reinstall torch (a CUDA build)")

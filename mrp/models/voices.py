@@ -100,6 +100,11 @@ class VoiceBank:
         self._ready = self._ready or ReadyVoices(self.voices)
         return self._ready.room_for(rows, device, kind)
 
+    def bytes_of_one(self, kind: torch.dtype | None) -> int:
+        """Of a row of `room_for`."""
+        self._ready = self._ready or ReadyVoices(self.voices)
+        return int(self._ready.room_for(1, torch.device("meta"), kind).nbytes)
+
     def put(self, who: str | None, row: torch.Tensor) -> None:
         """Write the voice of `who` into a row of `room_for`; zeros for none."""
         self._ready = self._ready or ReadyVoices(self.voices)

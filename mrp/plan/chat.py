@@ -19,6 +19,7 @@ SHORTEST = 256  # tokens of context
 SCORING = 400 * MIB  # of an evaluation: what CUDA loads to compute losses of packed rows, and logits of likelihoods
 PIECE = 512  # tokens of a prompt that the embedded engine reads at once
 GRAPH = 3 * MIB  # of a layer in the CUDA graph of a step: what CUDA keeps of its kernels
+MORE_GRAPHS = 9  # for other numbers of rows, with and without voices (`mrp.play.graphs.SIZES`)
 WORKING = (
     "reading the prompt",
     "attention mask",

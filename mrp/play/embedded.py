@@ -48,7 +48,8 @@ class Stats:
     reused: int = 0
     generated: int = 0
     dropped: int = 0  # caches, because memory was short
-    graphed: int = 0  # steps that were one CUDA graph
+    steps: int = 0  # passes through the model for tokens of replies and pieces of prompts
+    graphed: int = 0  # of them those that were one CUDA graph
     cache_bytes: int = 0  # of parked ones and those in use
 
 
@@ -303,6 +304,7 @@ class TransformersEngine:
     def _logits(self, streams: list[_Stream], pieces: Sequence[Sequence[int]]) -> torch.Tensor:
         """(R, V) after the pieces; of rows with different voices they are equally long."""
         kept = [stream.kept for stream in streams if stream.kept is not None]
+        self.stats.steps += 1
         if self._reader is not None:
             rows = [Row(one, ids) for one, ids in zip(kept, pieces, strict=True)]
             if all(len(ids) == 1 for ids in pieces):

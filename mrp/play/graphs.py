@@ -3,16 +3,17 @@
     steps = GraphedSteps(reader, voices)
     logits = steps.read(rows)            # (R, V), or None: take the ordinary way, `steps.why` tells for what reason
 
-Each of `SIZES` has a graph of its own, captured when so many rows have come up a few times; rows that are lacking
-are nobody's. A graph reads what changes from a table (step_kernels.py), so each stream keeps its own
-storage, which may grow, be parked and taken up again. Before a graph is trusted, the model is asked both ways for the
-same step. Whatever cannot be captured (the CPU, no Triton, layers that ask the host) goes the ordinary way, and so does
-whatever has no graph while memory is short: the plan counts one of them (`mrp.plan.chat`).
+Each of `SIZES` has a graph of its own, captured when so many rows have come up a few times; rows that are lacking are
+nobody's. A graph reads what changes from a table (step_kernels.py), so each stream keeps its own storage, which may
+grow, be parked and taken up again. Before a graph is trusted, the model is asked both ways for the same step. Whatever
+cannot be captured (the CPU, no Triton, layers that ask the host) goes the ordinary way, and so does whatever has no
+graph while memory is short: the plan counts one of them (`mrp.plan.chat`).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from mrp.play.kv import KeysValues, Row, RowsCache, RowsReader
 
 if TYPE_CHECKING:
     from mrp.models.voices import VoiceBank
+
+log = logging.getLogger("mrp.play")
 
 STEP_ATTENTION = "mrp_step"  # its name among transformers' attention functions
 SIZES = (1, 2, 4, 8, 16)  # rows of a graph; more keep a GPU busy by themselves
@@ -49,20 +52,17 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    *_: Any,
     scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **more: Any,
+    **how: Any,
 ) -> tuple[torch.Tensor, None]:
     from mrp.play.step_kernels import attend_step
 
-    del attention_mask
-    if softcap is not None or more.get("s_aux") is not None:
+    if how.get("softcap") is not None or how.get("s_aux") is not None:
         raise NotImplementedError("attention with soft caps or sinks")
-    step = _now.step
+    step, window = _now.step, how.get("sliding_window")
     q, k, v = (t[:, :, 0].to(step.kind).contiguous() for t in (query, key, value))  # (R, heads, size)
-    found: torch.Tensor = attend_step(q, k, v, step.table, step.slots[module.layer_idx], scaling, sliding_window)
+    found: torch.Tensor = attend_step(q, k, v, step.table, step.slots[module.layer_idx], scaling, window)
     return found[:, None].to(query.dtype), None
 
 
@@ -134,6 +134,7 @@ class GraphedSteps:
             self.why = "CUDA graphs need a GPU"
         elif importlib.util.find_spec("triton") is None:
             self.why = "CUDA graphs need triton"
+            log.warning("tokens come one kernel after another, more slowly than they could: triton is not installed")
         self._asked: Counter[tuple[int, bool]] = Counter()
         self._graphs: dict[tuple[int, bool], _Graph] = {}
         self._filler: Row | None = None
@@ -157,7 +158,7 @@ class GraphedSteps:
             self._asked[key] += 1
             if self._asked[key] < ASKED:
                 return None
-            if self._graphs and spare() < 2 * GRAPH * len(rows[0].kept.layers):
+            if self._graphs and spare() < 2 * GRAPH * len(rows[0].kept.layers) + self._bytes_of_voices(who):
                 self._asked[key] = ASKED - LATER
                 return None
             found = self._try(key, rows, who)
@@ -184,6 +185,7 @@ class GraphedSteps:
         return None
 
     def _stop(self, why: str) -> None:
+        log.warning("tokens come one kernel after another, more slowly than they could: %s", why)
         self.why, self._spoken, self._pool = why, None, None
         self._graphs.clear()
         torch.cuda.empty_cache()
@@ -211,6 +213,13 @@ class GraphedSteps:
         return _Graph(step, graph, logits)
 
     # -- voices ----------------------------------------------------------------------------------------------------
+
+    def _bytes_of_voices(self, who: tuple[str | None, ...]) -> int:
+        """What their place would take more than it does."""
+        if self.voices is None or not any(who):
+            return 0
+        more = len(who) - (len(self._spoken) if self._spoken is not None else 0)
+        return max(0, more) * self.voices.bytes_of_one(self.reader.on.autocast)
 
     def _make_room_for_voices(self, who: tuple[str | None, ...]) -> None:
         """Graphs with voices share one place for the weights; when it must be larger, they are made anew."""

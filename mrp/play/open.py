@@ -18,7 +18,7 @@ from mrp.models.bases import check_base_folder, find_base
 from mrp.models.load import Hardware, hardware, load_model, load_tokenizer, set_threads, template_text
 from mrp.models.merge import is_merged
 from mrp.models.run_voices import voices_of
-from mrp.plan.chat import choose_chat, predict_chat
+from mrp.plan.chat import MORE_GRAPHS, choose_chat, predict_chat
 from mrp.plan.choose import SPARE
 from mrp.plan.shapes import shape_of_folder
 from mrp.plan.training import CONTEXT
@@ -104,7 +104,7 @@ def load_player(
     if adapter:
         model = load_adapter(model, adapter)
     speaking = load_voices(model, voices) if voices is not None and voices_in(voices) else None
-    kept = _room_for_chats(on, folder, chosen, options.context_tokens, voices, chats)
+    kept = room_for_chats(on, folder, chosen, options.context_tokens, voices, chats)
     return Player(TransformersEngine(model, on, speaking, kept), chat_template, cast, stops, options)
 
 
@@ -177,11 +177,12 @@ def _bytes_of_voices(voices: Path | None, chats: int) -> int:
     return sum(sizes) + (max(sizes, default=0) * chats if chats > 1 else 0)
 
 
-def _room_for_chats(
+def room_for_chats(
     on: Hardware, folder: Path, bits: int, context_tokens: int, voices: Path | None, chats: int
 ) -> int | None:
-    """Bytes for keys and values, when the model is loaded: what is free, less what computing takes, and never less than
-    one chat needs. None: the engine's own guess, on the CPU and for models that the planner does not know."""
+    """Bytes for keys and values, when the model is loaded: what is free, less what computing takes, and less further
+    CUDA graphs where the chats leave room for them; never less than one chat needs. None: the engine's own guess, on
+    the CPU and for models that the planner does not know."""
     if on.device == "cpu":
         return None
     try:
@@ -190,7 +191,8 @@ def _room_for_chats(
         return None
     spare = int(planned.in_all * SPARE)
     free = _free_memory() - CONTEXT - planned.working - spare - _bytes_of_voices(voices, chats)
-    return max(planned.parts["keys and values"], free)
+    graphs, one = MORE_GRAPHS * planned.parts["CUDA graph"], planned.parts["keys and values"]
+    return max(one, min(free, chats * one), free - graphs)
 
 
 def _free_memory() -> int:

@@ -195,7 +195,7 @@ class JsonLines(logging.Formatter):
 def log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("mrp.serve", "uvicorn.error"):
+    for name in ("mrp.serve", "mrp.play", "uvicorn.error"):
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
-        log.setLevel(logging.INFO if name == "mrp.serve" else logging.WARNING)
+        log.setLevel(logging.INFO if name.startswith("mrp.") else logging.WARNING)

@@ -1,11 +1,13 @@
 """What Prometheus reads at /metrics: requests, tokens, queue, time to first token, speed; by character.
 
-metrics = Metrics(slots)
+metrics = Metrics(slots, player.engine)
 metrics.reply("wukong", prompt_tokens=40, reply_tokens=12, first_s=0.3, seconds=2.0)
 metrics.page()
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -18,7 +20,7 @@ SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 class Metrics:
     """The counters of one server. Labels hold ids of the cast and paths of our own only: nobody can grow them."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, engine: object = None) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("mrp_requests", "Requests by path and status", ["path", "status"], registry=registry)
         self.tokens = Counter("mrp_tokens", "Tokens read and written", ["kind", "character"], registry=registry)
@@ -37,6 +39,11 @@ class Metrics:
         )
         Gauge("mrp_running", "Replies that run", registry=registry).set_function(lambda: slots.running)
         Gauge("mrp_waiting", "Replies that wait for a place", registry=registry).set_function(lambda: slots.waiting)
+        stats: Any = getattr(engine, "stats", None)
+        if stats is not None:  # the embedded engine
+            steps = Gauge("mrp_engine_steps", "Passes through the model so far", ["how"], registry=registry)
+            steps.labels("graph").set_function(lambda: stats.graphed)
+            steps.labels("ordinary").set_function(lambda: stats.steps - stats.graphed)
 
     def reply(
         self, character: str, prompt_tokens: int, reply_tokens: int, first_s: float | None, seconds: float

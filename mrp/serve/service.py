@@ -93,7 +93,7 @@ class Service:
         self.player, self.options = player, options
         self.router = router or (Router(player.cast) if player.cast else None)
         self.slots = Slots(options.max_running, options.max_waiting, options.wait_s)
-        self.metrics = Metrics(self.slots)
+        self.metrics = Metrics(self.slots, player.engine)
         self.pool = ThreadPoolExecutor(options.max_running, thread_name_prefix="reply")
         self.created = int(time.time())
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreter import interpreted, run_interpreted
 from test_embedded import GREEDY, MODELS, PROMPTS, engine_of, hardware, made, said, voices_for
 
 torch = pytest.importorskip("torch")
@@ -16,20 +13,9 @@ torch = pytest.importorskip("torch")
 from mrp.play.graphs import GraphedSteps, Step, nobody  # noqa: E402
 from mrp.play.kv import GROWTH, KeysValues, Row, RowsReader  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
 
 def test_all_of_this_file_under_the_interpreter() -> None:
-    """Triton decides at import whether it interprets, so the other tests run in a process of their own."""
-    if INTERPRETED:
-        pytest.skip("only on the outside")
-    pytest.importorskip("triton", reason="only on a machine with triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="only on the inside of the test above")
+    run_interpreted(__file__)
 
 
 def read(reader: RowsReader, prompts: list[list[int]]) -> list[KeysValues]:
@@ -114,6 +100,6 @@ def test_room_is_made_without_losing_what_is_kept() -> None:
 def test_without_a_gpu_every_step_goes_the_ordinary_way_and_says_why() -> None:
     engine = engine_of(made(MODELS["llama"]))
     assert len(said(engine, PROMPTS[0])) == GREEDY.max_new_tokens
-    assert engine.stats.graphed == 0
+    assert engine.stats.graphed == 0 and engine.stats.steps == GREEDY.max_new_tokens
     assert engine.steps is not None and engine.steps.why == "CUDA graphs need a GPU"
     assert isinstance(engine.steps, GraphedSteps)

@@ -18,9 +18,12 @@ from mrp.data.build import build_data
 from mrp.errors import InputError
 from mrp.models.load import hardware
 from mrp.models.merge import merge_run
+from mrp.plan.chat import MORE_GRAPHS, predict_chat
+from mrp.plan.shapes import shape_of_folder
+from mrp.plan.training import CONTEXT
 from mrp.play.conversation import Conversation
 from mrp.play.engine import Sampling
-from mrp.play.open import choose_bits, model_of, open_player
+from mrp.play.open import choose_bits, model_of, open_player, room_for_chats
 from mrp.play.reply import Player
 from mrp.train.loop import train
 
@@ -231,6 +234,27 @@ def test_voices_count_once_for_each_character_and_once_for_each_row(
 
     for chats, more in ((1, 1024), (4, 1024 + 4 * 512)):
         assert abs(least(tmp_path / "voices", chats) - least(None, chats) - more) <= 128
+
+
+def test_free_memory_goes_to_chats_and_what_they_leave_to_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All chats that are planned come first; then graphs of other numbers of rows; then more that was read is kept."""
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN), encoding="utf-8")
+    on = dataclasses.replace(hardware("fp32"), device="cuda")
+    planned = predict_chat(shape_of_folder(tmp_path), 4, 4096)
+    one, graph = planned.parts["keys and values"], planned.parts["CUDA graph"]
+    for free in range(planned.working, 16 * 2**30, 2**28):
+        monkeypatch.setattr("mrp.play.open._free_memory", lambda free=free: free)
+        kept = room_for_chats(on, tmp_path, 4, 4096, None, 4)
+        assert kept is not None and kept >= one
+        left = free - planned.working - CONTEXT - kept
+        if kept > 4 * one:
+            assert MORE_GRAPHS * graph <= left < (MORE_GRAPHS + 10) * graph
+        elif kept > one:
+            assert left < (MORE_GRAPHS + 10) * graph
+    assert kept > 4 * one
+    assert room_for_chats(hardware("fp32"), tmp_path, 4, 4096, None, 4) is None
 
 
 def test_every_command_that_plays_takes_bits(project: Path) -> None:

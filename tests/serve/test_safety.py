@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -25,6 +26,8 @@ from mrp.serve.bridge import bridged
 from mrp.serve.command import bind, check_exposure
 from mrp.serve.gate import GateOptions
 from mrp.serve.keys import Keys, add_key, load_keys
+from mrp.serve.limits import Slots
+from mrp.serve.metrics import Metrics
 from mrp.serve.service import ServeOptions
 
 BODY = {"model": "wukong", "messages": [{"role": "user", "content": "Who are you, and where do you come from?"}]}
@@ -275,6 +278,13 @@ def test_metrics_count_requests_tokens_and_times_by_character() -> None:
     assert 'mrp_requests_total{path="other",status="404"} 1.0' in page
     assert 'mrp_first_token_seconds_count{character="wukong"} 1.0' in page
     assert "mrp_waiting 0.0" in page
+
+
+def test_metrics_tell_how_the_embedded_engine_makes_its_steps() -> None:
+    stats = SimpleNamespace(steps=12, graphed=9)
+    page = Metrics(Slots(1, 1, 1.0), SimpleNamespace(stats=stats)).page().decode()
+    assert 'mrp_engine_steps{how="graph"} 9.0' in page and 'mrp_engine_steps{how="ordinary"} 3.0' in page
+    assert "mrp_engine_steps" not in Metrics(Slots(1, 1, 1.0), object()).page().decode()
 
 
 def test_the_engine_is_closed_with_the_server() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreter import interpreted, run_interpreted
 
 pytest.importorskip("torch")
 import torch
@@ -16,20 +13,9 @@ import torch
 from mrp.train.fast import pointwise as plain
 from mrp.train.fast.pointwise import Dropout
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
 
 def test_all_of_this_file_under_the_interpreter() -> None:
-    """Triton decides at import whether it interprets, so the other tests run in a process of their own."""
-    if INTERPRETED:
-        pytest.skip("only on the outside")
-    pytest.importorskip("triton", reason="only on a machine with triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="only on the inside of the test above")
+    run_interpreted(__file__)
 
 
 def made(*size: int, seed: int = 0) -> Any:
