@@ -112,8 +112,9 @@ def compare_command(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="Arms, seeds and the run they share.")],
     report: Reporter,
     threads: Annotated[int, typer.Option(min=1, help="Replies asked for at once.")] = 8,
+    bits: BITS = "auto",
 ) -> Any:
     """Train and measure several ways of one run, with several seeds, and compare them pair by pair."""
     from mrp.evaluate.command import compare_command
 
-    return compare_command(experiment, report, threads)
+    return compare_command(experiment, report, threads, bits)

@@ -20,12 +20,13 @@ def route(
     text: Annotated[str, typer.Argument(help="What a person says.", show_default=False)],
     current: Annotated[str | None, typer.Option("--current", metavar="NAME", help="Who answered last.")] = None,
     by: Annotated[str, typer.Option("--by", help="auto, names, classifier or model.")] = "auto",
+    bits: BITS = "auto",
     set_: SET = None,
 ) -> Any:
     """Tell which character answers a message, how sure that is, and why."""
     from mrp.play.route import route_command
 
-    found = route_command(run, text, current, by, settings_given(set_))
+    found = route_command(run, text, current, by, settings_given(set_), bits)
     report.result(f"{found['character']} ({found['confidence']:.0%}): {found['reason']}")
     for who, share in sorted(found["scores"].items(), key=lambda item: -item[1]):
         report.line(f"  {who:20} {share:6.1%}")

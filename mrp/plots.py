@@ -103,37 +103,37 @@ def histogram(edges: Sequence[int], counts: Sequence[float], title: str, axis: s
 
 @_with_own_settings
 def curves(
-    series: Mapping[str, Sequence[float]],
+    series: Mapping[str, Sequence[tuple[int, float]]],
     title: str,
     axis: str,
-    first: int = 0,
     span: tuple[float, float] | None = None,
 ) -> Markup:
-    """A line for each series over steps `first`, `first` + 1 ...; its name stands at its end.
+    """A line for each series through its points (whole number on the axis, value); its name stands at its end.
 
     `span`: the lowest and highest value to make room for, where several plots share it; else those of the series.
     """
-    values = [value for line in series.values() for value in line]
+    places = [place for line in series.values() for place, _ in line]
+    values = [value for line in series.values() for _, value in line]
     low, high = span or ((min(values), max(values)) if values else (0.0, 1.0))
     chart, axes = _chart(190, [f"{high:.2f}"], title)
-    steps = max((len(line) for line in series.values()), default=1)
+    first, last = min(places, default=0), max(places, default=1)
+    width = max(last - first, 1)
     ends: list[tuple[float, str, str]] = []
     for k, (name, line) in enumerate(series.items()):
         colour = SERIES[k % len(SERIES)]
-        axes.plot(range(first, first + len(line)), line, color=colour, linewidth=1.6, marker="o", markersize=3)
+        axes.plot([x for x, _ in line], [y for _, y in line], color=colour, linewidth=1.6, marker="o", markersize=3)
         if line:
-            ends.append((line[-1], _fit(name, 110), colour))
+            ends.append((line[-1][1], _fit(name, 110), colour))
     height = (high - low) or 1.0
     place = -float("inf")
     for value, name, colour in sorted(ends):  # names that would cover each other move up
         place = max(value, place + height * 0.07)
-        axes.text(
-            first + steps - 1 + 0.04 * max(steps - 1, 1), place, name, color=colour, fontsize=FONT - 2, va="center"
-        )
-    axes.set_xlim(first - 0.05 * max(steps - 1, 1), first + steps - 1 + 0.42 * max(steps - 1, 1))
+        axes.text(last + 0.04 * width, place, name, color=colour, fontsize=FONT - 2, va="center")
+    axes.set_xlim(first - 0.05 * width, last + 0.42 * width)
     axes.set_ylim(low - height * 0.06, max(high, place) + height * 0.08)
-    axes.set_xticks(range(first, first + steps))
     axes.set_xlabel(axis, color=_SOFT)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.set_xticks([tick for tick in axes.get_xticks() if first <= tick <= last])
     axes.locator_params(axis="y", nbins=5)
     axes.grid(axis="y", color=_LINE, linewidth=0.7)
     return _svg(chart, title)

@@ -67,9 +67,9 @@ class Matrices:
 
 @dataclass(frozen=True)
 class Curves:
-    """Plots of lines over `axis`: (title, values of each line) each, with one caption; on the page alone."""
+    """Plots of lines over `axis`: (title, points of each line) each, with one caption; on the page alone."""
 
-    several: list[tuple[str, dict[str, list[float]]]]
+    several: list[tuple[str, dict[str, list[tuple[int, float]]]]]
     axis: str
     caption: str
 
@@ -119,7 +119,7 @@ def html(block: Block) -> Markup:
     if isinstance(block, Quotes):
         return examples(block.items)
     if isinstance(block, Curves):
-        values = [value for _, series in block.several for line in series.values() for value in line]
+        values = [value for _, series in block.several for line in series.values() for _, value in line]
         span = (min(values), max(values)) if values else None  # the same for all, so that heights can be compared
         lines = [curves(series, title, block.axis, span=span) for title, series in block.several]
         return figures([figure(plot, "") for plot in lines]) + paragraph(block.caption)

@@ -38,14 +38,14 @@ def eval_command(path: Path, flags: dict[str, str], report: Reporter, **options:
     return {name: value for name, value in results.items() if name not in left_out} | {"paths": paths}
 
 
-def compare_command(path: Path, report: Reporter, threads: int) -> dict[str, Any]:
+def compare_command(path: Path, report: Reporter, threads: int, bits: str) -> dict[str, Any]:
     """Do what is missing of an experiment, and tell what was found."""
     from mrp.evaluate.compare import compare
     from mrp.evaluate.compare_findings import conclusions
 
-    command = shlex.join(["mrp", "compare", str(path)])
+    command = shlex.join(["mrp", "compare", str(path), *(["--bits", bits] if bits != "auto" else [])])
     try:
-        results = compare(path, command, report, threads)
+        results = compare(path, command, report, threads, bits)
     except KeyboardInterrupt:
         raise Stopped("the comparison was stopped; what is done is kept", str(path), command) from None
     report.line()

@@ -68,19 +68,25 @@ class Trial:
     file: Path  # its JSON of results
 
 
-def compare(path: Path, command: str = "", report: Reporter = SILENT, threads: int = 8) -> dict[str, Any]:
-    """Do what is missing of an experiment, write its report, and return the figures.
+def compare(
+    path: Path, command: str = "", report: Reporter = SILENT, threads: int = 8, bits: str = "auto"
+) -> dict[str, Any]:
+    """Do what is missing of an experiment, write its report, and return the figures. `bits`: of the weights of all that
+    is measured, as in `mrp eval`.
 
     Raises `InputError` for a broken file, with every fault of every arm, before anything is trained.
     """
     from mrp.evaluate.compare_report import compared, write_comparison
+    from mrp.models.load import hardware
+    from mrp.play.open import check_bits
 
     experiment, trials, folder = read_experiment(path)
+    check_bits(bits, hardware(trials[0].run.config.train.precision).device)
     with folder_lock(folder):
         found = []
         for number, trial in enumerate(trials, 1):
             report.line(f"== {trial.arm}, seed {trial.seed} ({number} of {len(trials)})")
-            found.append(_do(experiment, trial, folder, report, threads))
+            found.append(_do(experiment, trial, folder, report, threads, bits))
         results = compared(found, experiment.seeds) | {"command": command, "run": experiment.run}
         write_json(folder / "compare.json", results)
         write_comparison(folder, results)
@@ -129,7 +135,9 @@ def _placed(error: MrpError, where: str) -> Iterator[MrpError]:
         yield InputError(fault.what, at, fault.fix)
 
 
-def _do(experiment: Experiment, trial: Trial, folder: Path, report: Reporter, threads: int) -> dict[str, Any]:
+def _do(
+    experiment: Experiment, trial: Trial, folder: Path, report: Reporter, threads: int, bits: str
+) -> dict[str, Any]:
     """Build, train and evaluate a trial as far as it is not done; its results, which are also written."""
     from mrp.data.build import build_data
     from mrp.train.checkpoint import checkpoint_folder
@@ -148,27 +156,28 @@ def _do(experiment: Experiment, trial: Trial, folder: Path, report: Reporter, th
         only=experiment.parts,
         seed=trial.seed,
         threads=threads,
+        bits=bits,
         command=f"mrp eval {run.folder}",
         kept=folder / "kept",
         report=report,
     )
     results.pop("folder")
     results |= {"arm": trial.arm, "options": experiment.arms[trial.arm], "measures": record["measures"]}
-    results["cost"] = _cost(run, record) | {"serving": _serving(trial, record)}
+    results["cost"] = _cost(run, record) | {"serving": _serving(trial, record, bits)}
     write_json(trial.file, results)
     return dict(read_json(trial.file))
 
 
-def _serving(trial: Trial, record: dict[str, Any]) -> dict[str, Any]:
+def _serving(trial: Trial, record: dict[str, Any], bits: str) -> dict[str, Any]:
     """Measured once for each training."""
     from mrp.evaluate.serving_speed import serving
 
     made_by = record["fingerprint"]
     if trial.file.is_file():
         known: dict[str, Any] = read_json(trial.file).get("cost", {}).get("serving", {})
-        if known.get("made_by") == made_by:
+        if (known.get("made_by"), known.get("bits")) == (made_by, bits):
             return known
-    return serving(trial.run) | {"made_by": made_by}
+    return serving(trial.run, bits) | {"made_by": made_by}
 
 
 def _cost(run: Run, record: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def compared(trials: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str
         "arms": {name: {key: _figure(own[key], key) for key in FIGURES if own[key]} for name, own in values.items()},
         "pairs": [_pair(a, b, values[a], values[b]) for a, b in itertools.combinations(values, 2)],
         "curves": {name: _curves(own) for name, own in arms.items()},
+        "curve_steps": {name: _curve_steps(own[0]["measures"]) for name, own in arms.items()},
         "costs": {name: _cost(own) for name, own in arms.items()},
         "confusion": confusions(arms),
         "samples": side_by_side(arms),
@@ -124,6 +125,20 @@ def _curves(trials: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
+def _curve_steps(measures: dict[str, Any]) -> dict[str, list[int]]:
+    """Steps done at each point of a character's curve, in the first seed's training."""
+    return {
+        who: [0, *(_step(measures, point) for point in _points(measures) if who in point["held_out_loss"])]
+        for who in measures["held_out_loss"]
+    }
+
+
+def _step(measures: dict[str, Any], point: dict[str, Any]) -> int:
+    """Steps done at a point; trainings of before did not note them at the ends of epochs."""
+    evenly = measures["steps"] * point.get("epoch", 1) / len(measures["epochs"])
+    return int(point.get("step", round(evenly)))
+
+
 def _points(measures: dict[str, Any]) -> list[dict[str, Any]]:
     """What was measured within epochs and at their ends, in order; trainings of before have the ends only."""
     ends = [(number, 1, 0, one) for number, one in enumerate(measures["epochs"], 1)]
@@ -145,9 +160,12 @@ def _cost(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _serving(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean speed over seeds; sizes are of one run."""
-    speed = sum(one["tokens_per_second"] for one in found) / len(found)
-    return found[0] | {"tokens_per_second": round(speed, 1)}
+    """The mean speeds over seeds; sizes are of one run."""
+    means: dict[str, float | None] = {}
+    for way in ("tokens_per_second", "merged", "apart"):
+        speeds = [one[way] for one in found if one[way] is not None]
+        means[way] = round(sum(speeds) / len(speeds), 1) if speeds else None
+    return found[0] | means
 
 
 # -- the report ------------------------------------------------------------------------------------------------------
@@ -224,7 +242,8 @@ def _tables(head: str, keys: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 def _forgotten(results: dict[str, Any]) -> list[Block]:
     names = {c["id"]: c["name"] for c in results["characters"]}
     series = [
-        (arm, {names.get(who, who): line for who, line in lines.items()}) for arm, lines in results["curves"].items()
+        (arm, {names.get(who, who): list(zip(steps[who], line, strict=False)) for who, line in lines.items()})
+        for (arm, lines), steps in zip(results["curves"].items(), results["curve_steps"].values(), strict=True)
     ]
     rows = []
     for arm, lines in results["curves"].items():
@@ -239,9 +258,9 @@ def _forgotten(results: dict[str, Any]) -> list[Block]:
     head = ["arm", "loss at the end", "largest rise over a character's best point"]
     caption = (
         "Held-out loss of each character (nats a token) before training, at even distances within each epoch and after"
-        " it, the mean over seeds. A line that rises is a character that is being forgotten."
+        " it, over the steps of training, the mean over seeds. Who is forgotten has a line that rises."
     )
-    return [Curves(series, "point", caption), Table(head, rows)]
+    return [Curves(series, "steps", caption), Table(head, rows)]
 
 
 def _costs(results: dict[str, Any]) -> list[Block]:
@@ -263,18 +282,22 @@ def _serving_costs(results: dict[str, Any]) -> list[Block]:
     for arm, cost in results["costs"].items():
         found = cost["serving"]
         base, own = found["base_bytes"], found["own_bytes"]
-        sizes = [size_text(size) for size in (base, base + own, count * base)]
-        rows.append([arm, f"{found['tokens_per_second']:.1f}", *sizes])
-    head = ["arm", "tokens a second", "merged into one", "base and what is beside it"]
-    head.append(f"{count} merged models")
+        merged = None if found["merged"] is None else base
+        ways = ((found["tokens_per_second"], base + own), (found["merged"], merged), (found["apart"], count * base))
+        rows.append([arm, *(_speed_and_size(speed, size) for speed, size in ways)])
+    head = ["arm", "as trained: base and what is beside it", "merged into one model", f"{count} merged models"]
     chats = next(iter(results["costs"].values()))["serving"]["chats"]
     note = (
-        f"Serving: {chats} chats at once, greedy replies of a fixed length, by this program in one process, loaded as"
-        " `mrp serve` loads the run. The sizes are what lies on the disk, and about what the weights take in memory; a"
-        " model with voices cannot be merged into one without losing them, and models for each character stand in"
-        " memory together."
+        f"Serving: tokens a second over {chats} chats, greedy replies of a fixed length, by this program in one process;"
+        " and what lies on the disk, about what the weights take in memory. A merged model computes what the base does,"
+        " which was measured for it; a model with voices cannot be merged into one without losing them; merged models"
+        " of several characters stand in memory together and share no step, so their chats took turns."
     )
     return [Table(head, rows), Text(note)]
+
+
+def _speed_and_size(speed: float | None, size: int | None) -> str:
+    return "-" if speed is None or size is None else f"{speed:.1f}/s, {size_text(size)}"
 
 
 def _made(results: dict[str, Any]) -> list[Block]:

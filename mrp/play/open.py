@@ -148,13 +148,8 @@ def choose_bits(
     know. `beside`: folders of adapters, which take memory too, as `voices` do; `reserve`: bytes for something else.
     Raises `InputError` for 8 or 4 bit on the CPU, and if nothing fits.
     """
-    if bits not in BITS:
-        raise InputError(f"no such number of bits: {bits!r}", "--bits", f"one of {', '.join(BITS)}")
+    check_bits(bits, on.device)
     if on.device == "cpu":
-        if bits in ("8", "4"):
-            what = f"{bits}-bit weights need a GPU (bitsandbytes)"
-            fix = "leave --bits out, or export a GGUF (`mrp export --to gguf`)"
-            raise InputError(what, "--bits", fix)
         return 16, context_tokens
     if bits != "auto":
         return int(bits), context_tokens
@@ -165,6 +160,15 @@ def choose_bits(
     taken = sum(_weights_in(one) for one in beside if one) + _bytes_of_voices(voices, chats) + reserve
     found = choose_chat(shape, context_tokens, _free_memory() - taken, chats)
     return found.bits, found.context_tokens
+
+
+def check_bits(bits: str, device: str) -> None:
+    """`InputError` for bits that nobody knows, and for few of them on the CPU."""
+    if bits not in BITS:
+        raise InputError(f"no such number of bits: {bits!r}", "--bits", f"one of {', '.join(BITS)}")
+    if device == "cpu" and bits in ("8", "4"):
+        fix = "leave --bits out, or export a GGUF (`mrp export --to gguf`)"
+        raise InputError(f"{bits}-bit weights need a GPU (bitsandbytes)", "--bits", fix)
 
 
 def _weights_in(folder: Path) -> int:

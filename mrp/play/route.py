@@ -172,7 +172,9 @@ def _kept(path: Path) -> Classifier | None:
         return None
 
 
-def route_command(path: Path, text: str, current: str | None, by: str, flags: dict[str, str]) -> dict[str, Any]:
+def route_command(
+    path: Path, text: str, current: str | None, by: str, flags: dict[str, str], bits: str = "auto"
+) -> dict[str, Any]:
     """`mrp route`: the model is loaded only where it must choose itself."""
     from mrp.config import load_run
 
@@ -185,5 +187,5 @@ def route_command(path: Path, text: str, current: str | None, by: str, flags: di
     if by == "model" and not named:
         from mrp.play.open import open_player
 
-        router.scorer = NameScorer(open_player(path, flags=flags))
+        router.scorer = NameScorer(open_player(path, flags=flags, bits=bits))
     return router.route(text, now, by=by).as_json()  # type: ignore[arg-type]

@@ -416,7 +416,7 @@ class Training:
         for who in better:
             self.best |= checkpoint.copy_of(stage.learners[who])
         losses = {"train_loss": trained, "dev_loss": dev_loss, "dev_losses": dev, "held_out_loss": held}
-        state.epochs.append({"epoch": epoch, "stage": stage.number} | losses)
+        state.epochs.append({"epoch": epoch, "stage": stage.number, "step": state.step} | losses)
         state.epochs_measured, state.epoch_losses = epoch, {}
         self._say_epoch(epoch, trained, dev_loss, held, better)
         self._save()

@@ -43,7 +43,8 @@ def test_each_arm_and_seed_has_its_results(experiment: Path) -> None:
     one = read_json(folder / "results" / files[0])
     assert one["arm"] == "file order" and one["options"] == ARMS["file order"] and one["cost"]["disk_bytes"] > 1000
     served = one["cost"]["serving"]
-    assert served["tokens_per_second"] > 0 and served["own_bytes"] == one["cost"]["disk_bytes"] < served["base_bytes"]
+    assert served["tokens_per_second"] > 0 and served["merged"] > 0 and served["apart"] > 0
+    assert served["own_bytes"] == one["cost"]["disk_bytes"] < served["base_bytes"]
     results = read_json(folder / "compare.json")
     assert list(results["arms"]) == ["prompt only", "shuffled", "file order"]
     assert len(results["pairs"]) == 3 and all("loss" in pair for pair in results["pairs"])
@@ -51,6 +52,8 @@ def test_each_arm_and_seed_has_its_results(experiment: Path) -> None:
     for curve in results["curves"]["shuffled"].values():
         steps = read_json(folder / "runs" / "shuffled" / "seed-0" / "run.json")["measures"]["steps"]
         assert len(curve) == 1 + min(4, steps)  # before, then four points of its one epoch
+    for at in results["curve_steps"]["shuffled"].values():
+        assert at[0] == 0 and at[-1] == steps and at == sorted(set(at))
     page = (folder / "compare.html").read_text(encoding="utf-8")
     assert "<svg" in page and "<script" not in page and "file order" in page
     assert results["samples"] and set(results["samples"][0]["said"]) == {"prompt only", "shuffled", "file order"}
@@ -98,17 +101,25 @@ def test_every_fault_of_a_file_is_told_before_anything_is_trained(tmp_path: Path
     write_yaml(path, {"run": "mrp.yaml", "arms": {"a": {}}, "parts": ["voices"]})
     fails(mrp("compare", path), 2, "did you mean 'voice'?")
     fails(mrp("compare", tmp_path / "none.yaml"), 2, "none.yaml")
+    write_yaml(path, {"run": "mrp.yaml", "arms": {"a": {}}})
+    fails(mrp("compare", path, "--bits", "5"), 2, "no such number of bits: '5'")
+    assert not (tmp_path / "compare" / "runs").exists()
 
 
 def trial(arm: str, seed: int, losses: dict[str, float], right: float) -> dict[str, Any]:
     lines = [[f"l{k}", f"s{k}", who, 2, 2 * loss, 0.1, right] for k, (who, loss) in enumerate(losses.items())]
     own = {"identity": {"lines": lines}, "voice": {"replies": [["s0", "a", right, right, 0.0]]}}
     measures = {
+        "steps": 20,
         "held_out_loss": {"a": {"before": 4.0, "after": 3.0}},
-        "epochs": [{"held_out_loss": {"a": 3.0 + seed}}, {"held_out_loss": {"a": 3.5 + seed}}],
+        "epochs": [
+            {"epoch": 1, "held_out_loss": {"a": 3.0 + seed}},
+            {"epoch": 2, "step": 20, "held_out_loss": {"a": 3.5 + seed}},
+        ],
     }
     cost: dict[str, Any] = {"seconds": 10.0 + seed, "tokens": 100, "disk_bytes": 5, "peak_gib": None, "device": "cpu"}
-    cost["serving"] = {"tokens_per_second": 20.0 + seed, "chats": 4, "base_bytes": 100, "own_bytes": 5}
+    cost["serving"] = {"tokens_per_second": 20.0 + seed, "merged": None, "apart": 9.0 + seed, "chats": 4}
+    cost["serving"] |= {"base_bytes": 100, "own_bytes": 5}
     return {
         "arm": arm,
         "seed": seed,
@@ -133,9 +144,10 @@ def test_arms_meet_on_the_same_lines_and_seeds() -> None:
     (pair,) = [p for p in results["pairs"] if p["arms"] == ["x", "y"]]
     assert pair["loss"]["value"] == pair["loss"]["low"] == 0.5 and pair["loss"]["n"] == 4  # c is x's nowhere
     assert pair["accuracy"]["value"] == 1
-    assert results["curves"]["x"] == {"a": [4.0, 3.5, 4.0]}
+    assert results["curves"]["x"] == {"a": [4.0, 3.5, 4.0]} and results["curve_steps"]["x"] == {"a": [0, 10, 20]}
     assert results["costs"]["y"]["seconds"] == 10.5
-    assert results["costs"]["y"]["serving"]["tokens_per_second"] == 20.5
+    served = results["costs"]["y"]["serving"]
+    assert (served["tokens_per_second"], served["merged"], served["apart"]) == (20.5, None, 9.5)
     found = " ".join(conclusions(results))
     assert "x is best with 100 %" in found and "surely better than y" in found
 

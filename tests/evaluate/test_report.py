@@ -95,10 +95,10 @@ def test_matrices_and_curves_stand_on_the_page() -> None:
     assert str(html(matrix)).count("<svg") == 1 and "| Ann | 90 | 10 |" in markdown(matrix)
     many = Matrices([f"c{k}" for k in range(20)], [("x", [[0.0] * 20] * 20)], "x", "y")
     assert markdown(many) == []
-    lines = Curves([("arm", {"Ann": [4.0, 3.0, 3.5], "Bob": [4.0, 3.5]})], "epoch", "Loss.")
+    lines = Curves([("arm", {"Ann": [(0, 4.0), (40, 3.0), (80, 3.5)], "Bob": [(0, 4.0), (80, 3.5)]})], "steps", "Loss.")
     page = str(html(lines))
     assert page.count("<svg") == 1 and "Ann" in page and "var(--c2)" in page and page == str(html(lines))
-    assert "<svg" in str(html(Curves([("none", {})], "epoch", "")))
+    assert "<svg" in str(html(Curves([("none", {})], "steps", "")))
 
 
 def test_drift_goes_turn_by_turn_with_its_history() -> None:

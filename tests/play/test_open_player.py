@@ -259,7 +259,13 @@ def test_free_memory_goes_to_chats_and_what_they_leave_to_graphs(
 
 def test_every_command_that_plays_takes_bits(project: Path) -> None:
     """A number that none knows reaches the place where bits are chosen, whatever machine this is."""
-    for command in (["chat"], ["scene", "--turns", 1], ["serve", "--port", 0], ["eval"]):
+    for command in (
+        ["chat"],
+        ["scene", "--turns", 1],
+        ["serve", "--port", 0],
+        ["eval"],
+        ["route", "Well?", "--by", "model"],
+    ):
         fails(mrp(command[0], project, *command[1:], "--bits", "5"), 2, "no such number of bits: '5'", "16, 8, 4")
     assert mrp("scene", project, "--turns", 1, "--bits", "16", "--set", "chat.max_new_tokens=2").code == 0
 
