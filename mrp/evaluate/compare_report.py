@@ -288,8 +288,8 @@ def _serving_costs(results: dict[str, Any]) -> list[Block]:
     head = ["arm", "as trained: base and what is beside it", "merged into one model", f"{count} merged models"]
     chats = next(iter(results["costs"].values()))["serving"]["chats"]
     note = (
-        f"Serving: tokens a second over {chats} chats, greedy replies of a fixed length, by this program in one process;"
-        " and what lies on the disk, about what the weights take in memory. A merged model computes what the base does,"
+        f"Serving: tokens a second over {chats} chats, greedy replies of a fixed length, by this program in one"
+        " process; and what lies on the disk, about what the weights take in memory. A merged model computes what the base does,"
         " which was measured for it; a model with voices cannot be merged into one without losing them; merged models"
         " of several characters stand in memory together and share no step, so their chats took turns."
     )

@@ -207,7 +207,8 @@ class GraphedSteps:
                 return None
             del given, wanted
             graph = torch.cuda.CUDAGraph()
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            if not self._graphs:  # a pool ends with its last graph
+                self._pool = torch.cuda.graph_pool_handle()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 logits = step.compute()
         return _Graph(step, graph, logits)

@@ -66,6 +66,18 @@ def test_each_row_keeps_its_own_voice() -> None:
     assert graphed.steps.why is None and graphed.stats.graphed > 300
 
 
+def test_voices_may_come_one_by_one() -> None:
+    """The place of the voices grows with the rows, and the graphs that looked elsewhere are made anew."""
+    graphed, plain = engines(voices=True)
+    short = Sampling(temperature=0, max_new_tokens=20)
+    who = ["wukong", "bajie", None, "wukong"]
+    requests = [Request(ids, short, voice=one) for ids, one in zip(PROMPTS, who, strict=False)]
+    for count in (1, 2, len(requests), 1, 2):
+        before = graphed.stats.graphed
+        assert all_at_once(graphed, requests[:count]) == all_at_once(plain, requests[:count])
+        assert graphed.steps.why is None and graphed.stats.graphed > before + 10
+
+
 def test_a_model_that_cannot_be_captured_goes_the_ordinary_way_and_says_why() -> None:
     graphed, plain = engines("gemma2")
     requests = [Request(PROMPTS[0], LONG)]
