@@ -184,7 +184,10 @@ def client(url: str, cast: list[str], seed: int, embedded: bool, tally: Tally, e
 def whole(http: httpx.Client, body: dict[str, Any]) -> tuple[str, int, str]:
     answer = http.post("/v1/chat/completions", json=body)
     if answer.status_code == 200:
-        choice = answer.json()["choices"][0]
+        said = answer.json()
+        choice = said["choices"][0]
+        if said["mrp"]["character"] != body["model"]:
+            return f"fault: {said['mrp']['character']!r} answered for {body['model']!r}", 200, ""
         if choice["finish_reason"] not in ("stop", "length"):
             return f"fault: finish reason {choice['finish_reason']!r}", 200, ""
         return "whole", 200, choice["message"]["content"]

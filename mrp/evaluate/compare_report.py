@@ -289,9 +289,9 @@ def _serving_costs(results: dict[str, Any]) -> list[Block]:
     chats = next(iter(results["costs"].values()))["serving"]["chats"]
     note = (
         f"Serving: tokens a second over {chats} chats, greedy replies of a fixed length, by this program in one"
-        " process; and what lies on the disk, about what the weights take in memory. A merged model computes what the base does,"
-        " which was measured for it; a model with voices cannot be merged into one without losing them; merged models"
-        " of several characters stand in memory together and share no step, so their chats took turns."
+        " process; and what lies on the disk, about what the weights take in memory. A merged model computes what the"
+        " base does, which was measured for it; a model with voices cannot be merged into one without losing them;"
+        " merged models of several characters stand in memory together and share no step, so their chats took turns."
     )
     return [Table(head, rows), Text(note)]
 

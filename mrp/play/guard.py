@@ -30,6 +30,7 @@ class SpeakerGuard:
         self._begins = re.compile(line, re.IGNORECASE) if names else None
         self._names = [n.strip(_AROUND).casefold() for n in names]
         self._text = ""
+        self._line = 0  # where its last line starts, with the break before it: all before is decided
         self._given = 0
         self.stopped = False
 
@@ -38,7 +39,7 @@ class SpeakerGuard:
         if self.stopped:
             return ""
         self._text += text
-        found = self._begins.search(self._text) if self._begins else None
+        found = self._begins.search(self._text, self._line) if self._begins else None
         if found:
             self.stopped = True
             return self._give(found.start())
@@ -50,12 +51,9 @@ class SpeakerGuard:
 
     def _held(self) -> int:
         """How many last characters could still become a name at the start of a line."""
-        start = max(self._text.rfind(mark) for mark in BREAKS)
-        line = self._text[start + 1 :]
-        begun = line.strip(_AROUND).casefold()
-        if any(name.startswith(begun) for name in self._names):
-            return len(self._text) - max(start, 0)
-        return 0
+        self._line = max(self._line, *(self._text.rfind(mark, self._line) for mark in BREAKS))
+        begun = self._text[self._line :].lstrip(BREAKS).strip(_AROUND).casefold()
+        return len(self._text) - self._line if any(name.startswith(begun) for name in self._names) else 0
 
     def _give(self, end: int) -> str:
         end = max(end, self._given)
