@@ -21,6 +21,7 @@ from mrp.evaluate.kept import Kept
 from mrp.evaluate.lines import Line
 from mrp.files import fingerprint
 from mrp.play.engine import Sampling
+from mrp.play.guard import RULES
 from mrp.play.reply import Player, Reply, names_of_others
 
 
@@ -115,6 +116,7 @@ def _sampling(player: Player, ask: Ask) -> Sampling:
 def _key(player: Player, model: str, ask: Ask) -> str:
     made_of: dict[str, Any] = {"model": model, "character": ask.character, "ids": _ids(player, ask)}
     made_of |= {"sampling": asdict(_sampling(player, ask)), "others": sorted(ask.others), "stops": player.stop_ids}
+    made_of |= {"guard": RULES}
     return fingerprint(made_of)
 
 

@@ -23,6 +23,7 @@ from mrp.evaluate.kept import Kept
 from mrp.evaluate.voice import Voices
 from mrp.files import fingerprint
 from mrp.play.director import choose
+from mrp.play.guard import RULES
 from mrp.play.reply import Player, names_of_others
 from mrp.play.scene import Stage
 from mrp.play.scene_plan import ScenePlan
@@ -54,6 +55,7 @@ def scene_key(player: Player, model: str, plan: ScenePlan) -> str:
     for character in cast["characters"]:
         character.pop("dialogues", None)
     made_of: dict[str, Any] = {"scene": plan.model_dump(), "model": model, "cast": cast, "stops": player.stop_ids}
+    made_of |= {"guard": RULES}
     return fingerprint(made_of | {"options": player.options.model_dump(), "template": player.template.record()})
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 BREAKS = "\n\u2028\u2029"
 # What may stand around a name: blanks that show or not (no break of a line), stars, quotes, brackets, a bullet.
 _AROUND = " \t\u00a0\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff*_>#-\"'“”‘’「」『』[]()（）【】"
+RULES = 2  # raised when other text is passed on: replies that were kept under earlier rules are then made anew
 COLONS = ":：﹕︰∶"
 
 

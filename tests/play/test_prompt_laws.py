@@ -7,6 +7,7 @@ are there begin lines.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import httpx
@@ -65,7 +66,7 @@ def check(ids: Sequence[int], character: str, present: Sequence[str]) -> None:
     assert first == "system" and persona.startswith(CAST[character].persona) and (last, begun) == ("assistant", "")
     roles = [role for role, _ in others]
     assert set(roles) <= {"user", "assistant"} and roles[-1] == "user"
-    assert all(a != b for a, b in zip(roles, roles[1:], strict=False)), "nobody has two turns in a row"
+    assert all(a != b for a, b in itertools.pairwise(roles)), "nobody has two turns in a row"
     absent = names_of_all_but(CAST, present, OTHER) if len(present) < 3 else ()
     for _, text in others:
         guard = SpeakerGuard(absent)

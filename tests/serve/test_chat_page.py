@@ -100,6 +100,7 @@ def test_a_chat_with_retry_edit_and_branches(browser: Any) -> None:
         assert texts(page)[1:] == ["Who are you?", "I am <b>Monkey</b>."]  # as text, never as markup
         assert page.locator("#thread b").count() == 0
         assert names(page) == ["Sun Wukong", "You", "Sun Wukong"]
+        assert page.locator(".who .why").count() == 0  # the person chose
         tool(page, 2, "Retry")
         assert texts(page)[2] == "Who asks?" and "2/2" in page.locator("#thread .turn").nth(2).inner_text()
         tool(page, 2, "‹")

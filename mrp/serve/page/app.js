@@ -279,7 +279,8 @@ async function answer(speaker = "") {
   const [ask, body] = isScene(own)
     ? [step, { scene: sceneOf(own), ...(speaker ? { character: speaker } : {}) }]
     : [reply, { model: speaker || own.model, messages: messages() }];
-  const turn = addTurn(own, own.leaf, speaker || (own.model === "auto" || isScene(own) ? own.cast[0] : own.model), "");
+  const isOpen = !speaker && (own.model === "auto" || isScene(own)); // the server decides who answers, and says why
+  const turn = addTurn(own, own.leaf, speaker || (isOpen ? own.cast[0] : own.model), "");
   const controller = new AbortController();
   running = { controller, chat: own, turn };
   draw();
@@ -289,7 +290,8 @@ async function answer(speaker = "") {
       onWho: ({ character: who, reason, confidence, lore }) => {
         turn.lore = lore;
         turn.speaker = who || turn.speaker;
-        turn.why = confidence > 0 && confidence < 1 ? `${reason} (${Math.round(100 * confidence)} %)` : reason || "";
+        const sure = confidence > 0 && confidence < 1 ? ` (${Math.round(100 * confidence)} %)` : "";
+        turn.why = isOpen && reason ? reason + sure : "";
         refresh(turn);
       },
       onPiece: (piece) => {
