@@ -11,6 +11,7 @@ voice. Streams join and leave between steps; each row has its own character's vo
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
@@ -34,6 +35,8 @@ from mrp.play.scoring import logprobs, score_after
 
 if TYPE_CHECKING:
     from mrp.models.voices import VoiceBank
+
+log = logging.getLogger("mrp.play")
 
 AHEAD = 4  # tokens that a stream may be ahead of its reader
 WORTH = 16  # tokens of a shared beginning for which it is worth waiting
@@ -82,7 +85,6 @@ class TransformersEngine:
         on: Hardware,
         voices: VoiceBank | None = None,
         cache_bytes: int | None = None,
-        on_drop: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.on, self.voices = model.eval(), on, voices
         self.stats = Stats()
@@ -90,7 +92,7 @@ class TransformersEngine:
         self._reader = reader if reader.fits() else None  # None: one stream after another, nothing reused
         self.steps = GraphedSteps(reader, voices)  # of one token a row, on a GPU
         limit = _free_bytes(on) if cache_bytes is None else cache_bytes
-        self._parked = Parked(limit, partial(_count_drop, self.stats, on_drop))  # not a method: no cycle keeps a model
+        self._parked = Parked(limit, partial(_dropped, self.stats))  # not a method: no cycle keeps a model
         self._bytes_each = 0.0  # of a token; known when one was read
         self._streams: list[_Stream] = []
         self._turn = threading.Condition()
@@ -393,11 +395,12 @@ def _begins_as(stream: _Stream, other: _Stream) -> bool:
     return shared_beginning(stream.request.ids, other.request.ids) - len(other.kept.ids) >= WORTH
 
 
-def _count_drop(stats: Stats, on_drop: Callable[[str], None] | None, one: KeysValues) -> None:
+def _dropped(stats: Stats, one: KeysValues) -> None:
+    """Count it, and say the first one aloud: a server that is busy drops many."""
     stats.dropped += 1
-    if on_drop is not None:
-        whose = f" of {one.voice}" if one.voice else ""
-        on_drop(f"memory is short: {len(one.ids)} tokens{whose} will be read again when they are needed")
+    whose = f" of {one.voice}" if one.voice else ""
+    level = logging.WARNING if stats.dropped == 1 else logging.INFO
+    log.log(level, "memory is short: %d tokens%s will be read again when they are needed", len(one.ids), whose)
 
 
 def _free_bytes(on: Hardware) -> int:
