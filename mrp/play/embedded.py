@@ -11,13 +11,9 @@ voice. Streams join and leave between steps; each row has its own character's vo
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,51 +25,15 @@ from mrp.plan.chat import PIECE
 from mrp.play.engine import Request, Token
 from mrp.play.graphs import GraphedSteps
 from mrp.play.kv import GROWTH, KeysValues, Row, RowsReader
-from mrp.play.parked import Parked, shared_beginning
+from mrp.play.parked import Parked
 from mrp.play.sampling import Drawing, choose_tokens
 from mrp.play.scoring import logprobs, score_after
+from mrp.play.streams import Stats, Stream, begins_as, count_drop, free_bytes, known_errors
 
 if TYPE_CHECKING:
     from mrp.models.voices import VoiceBank
 
-log = logging.getLogger("mrp.play")
-
-AHEAD = 4  # tokens that a stream may be ahead of its reader
-WORTH = 16  # tokens of a shared beginning for which it is worth waiting
 ROOM = 512  # tokens of a reply for which room is made at once
-
-
-@dataclass
-class Stats:
-    """What the engine did so far: tokens of prompts read and taken from earlier ones, tokens of replies, caches."""
-
-    computed: int = 0
-    reused: int = 0
-    generated: int = 0
-    dropped: int = 0  # caches, because memory was short
-    steps: int = 0  # passes through the model for tokens of replies and pieces of prompts
-    graphed: int = 0  # of them those that were one CUDA graph
-    cache_bytes: int = 0  # of parked ones and those in use
-
-
-@dataclass(eq=False)
-class _Stream:
-    """One reply in the making."""
-
-    request: Request
-    stops: set[int]
-    drawing: Drawing
-    kept: KeysValues | None = None
-    unread: list[int] = field(default_factory=list)
-    waiting: deque[Token] = field(default_factory=deque)
-    left: int = 0  # tokens still to be said
-    over: bool = False  # nothing more will come
-    error: MrpError | None = None
-    cache: Any = None  # transformers' own, where rows do not work
-
-    @property
-    def can_speak(self) -> bool:
-        return not self.over and len(self.unread) == 1 and len(self.waiting) < AHEAD
 
 
 class TransformersEngine:
@@ -91,10 +51,10 @@ class TransformersEngine:
         reader = RowsReader(model, on)
         self._reader = reader if reader.fits() else None  # None: one stream after another, nothing reused
         self.steps = GraphedSteps(reader, voices)  # of one token a row, on a GPU
-        limit = _free_bytes(on) if cache_bytes is None else cache_bytes
-        self._parked = Parked(limit, partial(_dropped, self.stats))  # not a method: no cycle keeps a model
+        limit = free_bytes(on) if cache_bytes is None else cache_bytes
+        self._parked = Parked(limit, partial(count_drop, self.stats))  # not a method: no cycle keeps a model
         self._bytes_each = 0.0  # of a token; known when one was read
-        self._streams: list[_Stream] = []
+        self._streams: list[Stream] = []
         self._turn = threading.Condition()
         self._busy = self._closed = False
 
@@ -109,7 +69,7 @@ class TransformersEngine:
         if not request.ids:
             raise MrpError("an empty prompt has no reply", "Request.ids", "give at least one token")
         drawing = Drawing.begin(request.sampling)
-        stream = _Stream(request, set(request.stop_ids), drawing, left=request.sampling.max_new_tokens)
+        stream = Stream(request, set(request.stop_ids), drawing, left=request.sampling.max_new_tokens)
         stream.over = stream.left < 1
         self._join(stream)
         try:
@@ -127,7 +87,7 @@ class TransformersEngine:
         if not ids:
             raise MrpError("nothing can follow an empty prompt", "ids", "give at least one token")
         voice = self._known(voice)
-        with self._alone(), _known_errors():
+        with self._alone(), known_errors():
             if self._reader is None:
                 return [self._score_whole(ids, tail, voice) for tail in continuations]
             found: list[list[float]] = self._retry(lambda: self._score(ids, continuations, voice))
@@ -144,13 +104,13 @@ class TransformersEngine:
 
     # -- whose turn it is ------------------------------------------------------------------------------------------
 
-    def _join(self, stream: _Stream) -> None:
+    def _join(self, stream: Stream) -> None:
         with self._turn:
             if self._closed:
                 raise MrpError("the engine is closed", "", "open the model again")
             self._streams.append(stream)
 
-    def _next(self, stream: _Stream) -> Token | None:
+    def _next(self, stream: Stream) -> Token | None:
         """The next token of a stream, made by this thread or by another that is at it; None at the end."""
         while True:
             with self._turn:
@@ -212,7 +172,7 @@ class TransformersEngine:
         speaking = [stream for stream in streams if stream.can_speak and stream.kept is not None]
         reading = self._begun([stream for stream in streams if stream not in speaking], bool(speaking))
         if len(reading) + bool(speaking) > 1 and self._have_one_voice([*reading, *speaking]):
-            with suppress(MrpError), _known_errors():
+            with suppress(MrpError), known_errors():
                 self._retry(partial(self._read, reading, speaking))
                 return
         for stream in reading:  # whoever fails, fails alone
@@ -220,10 +180,10 @@ class TransformersEngine:
         if speaking:
             self._guarded(speaking, partial(self._read, {}, speaking))
 
-    def _begun(self, streams: Sequence[_Stream], others_speak: bool) -> dict[_Stream, list[int]]:
+    def _begun(self, streams: Sequence[Stream], others_speak: bool) -> dict[Stream, list[int]]:
         """The pieces of prompts for this step. One that begins as another does whom nobody has read yet waits for it;
         one for which memory has no room waits until somebody ends."""
-        found: dict[_Stream, list[int]] = {}
+        found: dict[Stream, list[int]] = {}
         left = PIECE
         for stream in streams:
             if stream.over or (stream.kept is not None and len(stream.unread) == 1) or left < 1:
@@ -233,7 +193,7 @@ class TransformersEngine:
             if stream.kept is None:
                 if (found or others_speak) and not self._has_room(stream):
                     break
-                if any(_begins_as(stream, other) for other in found):
+                if any(begins_as(stream, other) for other in found):
                     continue
                 self._guarded([stream], partial(self._begin, stream))
             if not stream.over:
@@ -241,12 +201,12 @@ class TransformersEngine:
                 left -= len(found[stream])
         return found
 
-    def _have_one_voice(self, streams: Sequence[_Stream]) -> bool:
+    def _have_one_voice(self, streams: Sequence[Stream]) -> bool:
         return self._reader is not None and len({stream.kept.voice for stream in streams if stream.kept}) == 1
 
-    def _guarded(self, streams: list[_Stream], work: Callable[[], None]) -> None:
+    def _guarded(self, streams: list[Stream], work: Callable[[], None]) -> None:
         try:
-            with _known_errors():
+            with known_errors():
                 self._retry(work)
         except MrpError as error:
             for stream in streams:
@@ -263,7 +223,7 @@ class TransformersEngine:
         torch.cuda.empty_cache()
         return work()
 
-    def _read(self, pieces: Mapping[_Stream, list[int]], speaking: Sequence[_Stream]) -> None:
+    def _read(self, pieces: Mapping[Stream, list[int]], speaking: Sequence[Stream]) -> None:
         """Read a piece of each prompt, and what the speaking streams said last; who has read all says a token."""
         streams = [*pieces, *speaking]
         logits = self._logits(streams, [*pieces.values(), *(stream.unread for stream in speaking)])
@@ -278,7 +238,7 @@ class TransformersEngine:
         for k, token in zip(ready, tokens, strict=True):
             self._say(streams[k], token)
 
-    def _begin(self, stream: _Stream) -> None:
+    def _begin(self, stream: Stream) -> None:
         ids, voice = list(stream.request.ids), self._known(stream.request.voice)
         if self._reader is None:
             from transformers import DynamicCache
@@ -288,7 +248,7 @@ class TransformersEngine:
             stream.kept = self._take(ids, voice, len(ids) + min(stream.left, ROOM))
         stream.unread = ids[len(stream.kept.ids) :]
 
-    def _say(self, stream: _Stream, token: Token) -> None:
+    def _say(self, stream: Stream, token: Token) -> None:
         """Give a stream the token that follows what it had unread, which now counts as read: not before, so that a step
         broken off by Ctrl-C is made again by whoever waits for it."""
         assert token.id is not None and stream.kept is not None
@@ -303,7 +263,7 @@ class TransformersEngine:
 
     # -- the model -------------------------------------------------------------------------------------------------
 
-    def _logits(self, streams: list[_Stream], pieces: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _logits(self, streams: list[Stream], pieces: Sequence[Sequence[int]]) -> torch.Tensor:
         """(R, V) after the pieces; of rows with different voices they are equally long."""
         kept = [stream.kept for stream in streams if stream.kept is not None]
         self.stats.steps += 1
@@ -369,7 +329,7 @@ class TransformersEngine:
         self._parked.make_room(self._bytes_in_use() + int(max(kept.bytes, tokens * self._bytes_each)))
         return kept
 
-    def _has_room(self, stream: _Stream) -> bool:
+    def _has_room(self, stream: Stream) -> bool:
         """Whether a prompt can be kept beside those that are at work; if not, it waits until one of them ends. Before
         anything was read nobody knows, and where rows do not work nobody counts."""
         if not self._bytes_each:
@@ -386,43 +346,3 @@ class TransformersEngine:
         """Of those at work, with what they will take for sure."""
         at_work = [stream.kept for stream in self._streams if stream.kept is not None]
         return sum(max(one.bytes, int(one.reserve * self._bytes_each)) for one in at_work)
-
-
-def _begins_as(stream: _Stream, other: _Stream) -> bool:
-    """Whether the other is about to read a beginning that the stream would have to read too."""
-    if other.kept is None or stream.request.voice != other.request.voice:
-        return False
-    return shared_beginning(stream.request.ids, other.request.ids) - len(other.kept.ids) >= WORTH
-
-
-def _dropped(stats: Stats, one: KeysValues) -> None:
-    """Count it, and say the first one aloud: a server that is busy drops many."""
-    stats.dropped += 1
-    whose = f" of {one.voice}" if one.voice else ""
-    level = logging.WARNING if stats.dropped == 1 else logging.INFO
-    log.log(level, "memory is short: %d tokens%s will be read again when they are needed", len(one.ids), whose)
-
-
-def _free_bytes(on: Hardware) -> int:
-    """How much keys and values may take by default: half of what is free on the GPU, a quarter on the CPU."""
-    if on.device == "cuda":
-        return int(torch.cuda.mem_get_info()[0]) // 2
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (AttributeError, OSError, ValueError):  # not on Windows
-        return 2**30
-
-
-@contextmanager
-def _known_errors() -> Iterator[None]:
-    """Whatever a model does wrong, as an `MrpError`."""
-    try:
-        yield
-    except MrpError:
-        raise
-    except torch.OutOfMemoryError as error:
-        fix = "lower chat.context_tokens, take --bits 4, or have fewer chats at once"
-        raise MrpError("the GPU's memory is full", str(error).partition("\n")[0][:200], fix) from error
-    except Exception as error:
-        what = f"the model failed in the middle of its work: {type(error).__name__}: {error}"
-        raise MrpError(what, "", "ask again") from error

@@ -7,6 +7,7 @@ metrics.page()
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -44,6 +45,12 @@ class Metrics:
             steps = Gauge("mrp_engine_steps", "Passes through the model so far", ["how"], registry=registry)
             steps.labels("graph").set_function(lambda: stats.graphed)
             steps.labels("ordinary").set_function(lambda: stats.steps - stats.graphed)
+            for name, what in (
+                ("cache_bytes", "Keys and values kept"),
+                ("dropped", "Caches dropped, memory being short"),
+            ):
+                gauge = Gauge(f"mrp_engine_{name}", what, registry=registry)
+                gauge.set_function(partial(getattr, stats, name))
 
     def reply(
         self, character: str, prompt_tokens: int, reply_tokens: int, first_s: float | None, seconds: float

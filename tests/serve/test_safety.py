@@ -281,10 +281,11 @@ def test_metrics_count_requests_tokens_and_times_by_character() -> None:
 
 
 def test_metrics_tell_how_the_embedded_engine_makes_its_steps() -> None:
-    stats = SimpleNamespace(steps=12, graphed=9)
+    stats = SimpleNamespace(steps=12, graphed=9, cache_bytes=2048, dropped=1)
     page = Metrics(Slots(1, 1, 1.0), SimpleNamespace(stats=stats)).page().decode()
     assert 'mrp_engine_steps{how="graph"} 9.0' in page and 'mrp_engine_steps{how="ordinary"} 3.0' in page
-    assert "mrp_engine_steps" not in Metrics(Slots(1, 1, 1.0), object()).page().decode()
+    assert "mrp_engine_cache_bytes 2048.0" in page and "mrp_engine_dropped 1.0" in page
+    assert "mrp_engine" not in Metrics(Slots(1, 1, 1.0), object()).page().decode()
 
 
 def test_the_engine_is_closed_with_the_server() -> None:
