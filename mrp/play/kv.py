@@ -30,7 +30,7 @@ GROWTH = 256  # tokens by which a storage grows
 LITTLE = 2**13  # pairs of query and key up to which a row's attention is too little to be shared out among threads
 
 
-@dataclass
+@dataclass(eq=False)  # two of the same tokens are two storages
 class KeysValues:
     """What the model keeps of `ids`, for one voice: a key and a value for each token, head and layer."""
 
@@ -86,7 +86,7 @@ def _grown(kept: torch.Tensor | None, like: torch.Tensor, capacity: int, used: i
     return new
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """Tokens to be read after what `kept` holds; `kept.ids` grows only when the caller adds them."""
 
