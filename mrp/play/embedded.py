@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mrp.errors import MrpError
+from mrp.heap import give_back
 from mrp.models.load import Hardware
 from mrp.plan.chat import PIECE
 from mrp.play.engine import Request, Token
@@ -33,6 +34,7 @@ from mrp.play.streams import Stats, Stream, begins_as, count_drop, free_bytes, k
 if TYPE_CHECKING:
     from mrp.models.voices import VoiceBank
 
+OFTEN = 32  # streams that end, after which free memory is given back to the system
 ROOM = 512  # tokens of a reply for which room is made at once
 
 
@@ -57,6 +59,7 @@ class TransformersEngine:
         self._streams: list[Stream] = []
         self._turn = threading.Condition()
         self._busy = self._closed = False
+        self._ended = 0  # streams since free memory was given back
 
     @property
     def shares_steps(self) -> bool:
@@ -161,6 +164,10 @@ class TransformersEngine:
             stream.kept = stream.cache = None
         if self._closed:
             self._parked.kept = []
+        self._ended += len(over)
+        if self._ended >= OFTEN and self.on.device == "cpu":
+            self._ended = 0
+            give_back()
         self.stats.cache_bytes = self._parked.bytes + self._bytes_in_use()
 
     # -- a step ----------------------------------------------------------------------------------------------------
