@@ -243,6 +243,16 @@ def test_chats_that_begin_alike_keep_their_own_history(model: Any) -> None:
     assert engine.stats.computed - before <= 2  # neither was lost to the other
 
 
+def test_free_memory_is_given_back_now_and_then(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr("mrp.play.embedded.give_back", lambda: given.append(1))
+    monkeypatch.setattr("mrp.play.embedded.OFTEN", 3)
+    engine = engine_of(model)
+    for _ in range(7):
+        said(engine, PROMPTS[1], Sampling(temperature=0, max_new_tokens=2))
+    assert len(given) == 2
+
+
 def test_memory_is_bounded_and_the_least_recent_goes_first(model: Any, caplog: pytest.LogCaptureFixture) -> None:
     one = engine_of(model)
     said(one, PROMPTS[0])
