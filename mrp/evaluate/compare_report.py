@@ -135,8 +135,10 @@ def _curve_steps(measures: dict[str, Any]) -> dict[str, list[int]]:
 
 def _step(measures: dict[str, Any], point: dict[str, Any]) -> int:
     """Steps done at a point; trainings of before did not note them at the ends of epochs."""
-    evenly = measures["steps"] * point.get("epoch", 1) / len(measures["epochs"])
-    return int(point.get("step", round(evenly)))
+    if "step" in point:
+        return int(point["step"])
+    evenly: float = measures["steps"] * point.get("epoch", 1) / len(measures["epochs"])
+    return round(evenly)
 
 
 def _points(measures: dict[str, Any]) -> list[dict[str, Any]]:

@@ -34,19 +34,18 @@ def serving(run: Run, bits: str = "auto") -> dict[str, Any]:
     """Tokens of replies a second, prompts read within the time; and bytes of weights: of the base, and of what the run
     has beside it. `merged` is None where voices forbid to merge all into one."""
     base = find_base(run.config.base, run.path.parent)
-    together, apart = CHATS, 1
-    (speed,) = _measured(lambda: open_player(run.folder, bits=bits, chats=CHATS), run.cast, [together])
-    precision = run.config.train.precision
-    one, each = _measured(
+    precision, can_merge = run.config.train.precision, voices_of(run) is None
+    (speed,) = _measured(lambda: open_player(run.folder, bits=bits, chats=CHATS), run.cast, [CHATS])
+    *one, apart = _measured(
         lambda: load_player(base, None, run.cast, run.config.chat, precision, bits=bits, chats=CHATS),
         run.cast,
-        [together, apart],
+        [CHATS, 1] if can_merge else [1],
     )
     own = [file for part in (run.adapter, run.voices) for file in part.rglob("*.safetensors")]
     return {
         "tokens_per_second": speed,
-        "merged": None if voices_of(run) is not None else one,
-        "apart": each,
+        "merged": one[0] if can_merge else None,
+        "apart": apart,
         "chats": CHATS,
         "bits": bits,
         "base_bytes": sum(file.stat().st_size for file in base.glob("*.safetensors")),
